@@ -1,0 +1,2 @@
+//! Made at build: nothing yet.
+fn main() {}

@@ -1,0 +1,224 @@
+//! Desktops: a user layer, the version it runs on, and its policy.
+//!
+//! ```text
+//! desktops/<name>/
+//!   desktop.toml   policy: where the user layer lies, labels; written by `create`
+//!   state.json     image, current, previous, pending, generation; every change replaces it whole
+//!   pins           versions whose objects the user layer needs; append-only, fsynced before use
+//!   lock           held while the state changes
+//!   user/          the user layer, unless `create --user-layer` put it elsewhere
+//!   work/          beside it: files on their way, the index of numbers
+//!   set-aside/     what a command took out of the user layer
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Store, check_name, now_text, to_json};
+use crate::error::{Doing, Error, Result};
+use crate::sys::lock::{self, Lock, Share};
+use crate::sys::publish::publish;
+
+/// `desktop.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// When it was made (RFC 3339, UTC).
+    pub created: String,
+    /// Directory that holds `user/` and `work/`; the desktop's own directory where not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_layer: Option<PathBuf>,
+    /// Words to choose desktops by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A version and the tag by which it was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The version.
+    pub version: Digest,
+    /// The tag, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+}
+
+/// `state.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The image that the desktop follows.
+    pub image: String,
+    /// What it runs on.
+    pub current: Choice,
+    /// What it ran on before the last swap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Choice>,
+    /// The target of a swap that has begun: a mount comes up on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Choice>,
+    /// The number of the last swap.
+    pub generation: u64,
+}
+
+impl State {
+    /// Finishes a swap that was begun: the pending version becomes current. Whether there was one.
+    pub fn complete_pending(&mut self) -> bool {
+        let Some(target) = self.pending.take() else { return false };
+        self.previous = Some(std::mem::replace(&mut self.current, target));
+        self.generation += 1;
+        true
+    }
+}
+
+/// A desktop in a store.
+#[derive(Clone, Debug)]
+pub struct Desktop {
+    /// Its name.
+    pub name: String,
+    dir: PathBuf,
+}
+
+impl Desktop {
+    /// Its directory in the store.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Reads its policy.
+    pub fn policy(&self) -> Result<Policy> {
+        let path = self.dir.join("desktop.toml");
+        let text = fs::read_to_string(&path).at("reading", &path)?;
+        toml::from_str(&text).map_err(|e| Error::Failed(format!("{} cannot be read: {e}", path.display())))
+    }
+
+    /// Reads its state.
+    pub fn state(&self) -> Result<State> {
+        let path = self.dir.join("state.json");
+        let bytes = fs::read(&path).at("reading", &path)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Damaged(format!("{} cannot be read: {e}", path.display())))
+    }
+
+    /// Replaces its state. The caller holds [`Desktop::lock`].
+    pub fn write_state(&self, state: &State, _held: &Lock) -> Result<()> {
+        let path = self.dir.join("state.json");
+        publish(&path, &to_json(state)).at("writing", path)
+    }
+
+    /// Held while the state changes; waits for another holder.
+    pub fn lock(&self) -> Result<Lock> {
+        lock::wait(&self.dir.join("lock"), Share::Exclusive).at("locking", self.dir.join("lock"))
+    }
+
+    /// The user layer: the overlay format's upper directory.
+    pub fn user_layer(&self) -> Result<PathBuf> {
+        Ok(self.layer_home()?.join("user"))
+    }
+
+    /// The work directory, in the same file system as the user layer.
+    pub fn work_dir(&self) -> Result<PathBuf> {
+        Ok(self.layer_home()?.join("work"))
+    }
+
+    /// The directory that holds the user layer and the work directory.
+    pub fn layer_home(&self) -> Result<PathBuf> {
+        Ok(self.policy()?.user_layer.unwrap_or_else(|| self.dir.clone()))
+    }
+
+    /// The versions in the pin ledger. A last line that was cut off is not one.
+    pub fn pins(&self) -> Result<BTreeSet<Digest>> {
+        let path = self.dir.join("pins");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.lines().filter_map(|l| l.parse().ok()).collect()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(e) => Err(e).at("reading", path),
+        }
+    }
+
+    /// Notes in the ledger that the user layer needs a version's objects, and waits until that is on disk.
+    pub fn pin(&self, version: &Digest) -> Result<()> {
+        let path = self.dir.join("pins");
+        let result = (|| {
+            let mut file = File::options().append(true).create(true).open(&path)?;
+            // A leading newline ends a line that a crash cut off.
+            file.write_all(format!("\n{version}\n").as_bytes())?;
+            file.sync_all()?;
+            File::open(&self.dir)?.sync_all()
+        })();
+        result.at("writing", path)
+    }
+
+    /// Replaces the ledger, after what needed the others is gone from the user layer.
+    pub fn replace_pins(&self, pins: &BTreeSet<Digest>) -> Result<()> {
+        let path = self.dir.join("pins");
+        let text: String = pins.iter().map(|p| format!("{p}\n")).collect();
+        publish(&path, text.as_bytes()).at("writing", path)
+    }
+}
+
+impl Store {
+    /// Makes a desktop on a version. With `user_layer`, its user layer lies in that directory (made if
+    /// missing; one that holds a user layer already is taken over).
+    pub fn create_desktop(
+        &self,
+        name: &str,
+        image: &str,
+        current: Choice,
+        user_layer: Option<&Path>,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Desktop> {
+        check_name("a desktop", name)?;
+        let dir = self.path("desktops").join(name);
+        let desktop = Desktop { name: name.into(), dir };
+        if desktop.dir.join("state.json").exists() {
+            return Err(Error::Failed(format!(
+                "there is a desktop {name:?} already; `reroot status {name}` shows it"
+            )));
+        }
+        let user_layer = match user_layer {
+            Some(path) => {
+                fs::create_dir_all(path).at("making the user layer", path)?;
+                Some(path.canonicalize().at("finding the user layer", path)?)
+            }
+            None => None,
+        };
+        fs::create_dir_all(desktop.dir.join("set-aside")).at("making", &desktop.dir)?;
+        let policy = Policy { created: now_text(), user_layer, labels };
+        let text =
+            toml::to_string(&policy).map_err(|e| Error::Failed(format!("writing desktop.toml: {e}")))?;
+        publish(&desktop.dir.join("desktop.toml"), text.as_bytes()).at("writing", &desktop.dir)?;
+        for part in [desktop.user_layer()?, desktop.work_dir()?] {
+            fs::create_dir_all(&part).at("making", &part)?;
+        }
+        let state = State { image: image.into(), current, previous: None, pending: None, generation: 0 };
+        let held = desktop.lock()?;
+        desktop.write_state(&state, &held)?;
+        Ok(desktop)
+    }
+
+    /// The desktop of that name.
+    pub fn desktop(&self, name: &str) -> Result<Desktop> {
+        check_name("a desktop", name)?;
+        let dir = self.path("desktops").join(name);
+        if !dir.join("state.json").exists() {
+            return Err(Error::Failed(format!("there is no desktop {name:?}; `reroot desktops` lists them")));
+        }
+        Ok(Desktop { name: name.into(), dir })
+    }
+
+    /// All desktops, sorted by name.
+    pub fn desktops(&self) -> Result<Vec<Desktop>> {
+        let top = self.path("desktops");
+        let mut out: Vec<Desktop> = fs::read_dir(&top)
+            .at("reading", &top)?
+            .flatten()
+            .filter(|e| e.path().join("state.json").exists())
+            .filter_map(|e| Some(Desktop { name: e.file_name().into_string().ok()?, dir: e.path() }))
+            .collect();
+        out.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(out)
+    }
+}

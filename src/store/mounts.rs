@@ -1,0 +1,104 @@
+//! What is mounted from a store now.
+//!
+//! Each running mount holds an exclusive lock on `mounts/<id>.lock`, so that nobody needs to be asked whether
+//! it lives, and describes itself in `mounts/<id>.json`: among other things the versions whose objects it
+//! reads, also those of older generations that an open handle still needs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Store, to_json};
+use crate::error::{Doing, Result};
+use crate::sys::lock::{self, Lock, Share};
+use crate::sys::publish::publish;
+
+/// What a mount says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountEntry {
+    /// The desktop's name; for an `inspect` mount an id of its own.
+    pub id: String,
+    /// Whether it is a desktop's.
+    pub desktop: bool,
+    /// Where it is attached.
+    pub mountpoint: PathBuf,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Where the daemon listens.
+    pub socket: PathBuf,
+    /// Versions in use.
+    pub versions: BTreeSet<Digest>,
+}
+
+/// The right to be the mount of that id, held while it runs.
+#[derive(Debug)]
+pub struct MountClaim {
+    store: Store,
+    id: String,
+    _lock: Lock,
+}
+
+impl MountClaim {
+    /// Writes or replaces what the mount says of itself.
+    pub fn describe(&self, entry: &MountEntry) -> Result<()> {
+        let path = self.store.path("mounts").join(format!("{}.json", self.id));
+        publish(&path, &to_json(entry)).at("writing", path)
+    }
+}
+
+impl Drop for MountClaim {
+    fn drop(&mut self) {
+        let path = self.store.path("mounts").join(format!("{}.json", self.id));
+        let _ = fs::remove_file(path);
+    }
+}
+
+impl Store {
+    /// Claims the mount of that id; `None` if it runs already.
+    pub fn claim_mount(&self, id: &str) -> Result<Option<MountClaim>> {
+        let path = self.path("mounts").join(format!("{id}.lock"));
+        // Somebody who only looks whether the mount runs holds the lock for a moment.
+        for _ in 0..20 {
+            if let Some(lock) = lock::attempt(&path, Share::Exclusive).at("locking", &path)? {
+                return Ok(Some(MountClaim { store: self.clone(), id: id.into(), _lock: lock }));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Ok(None)
+    }
+
+    /// What a mount of that id says of itself, if it runs.
+    pub fn mounted(&self, id: &str) -> Result<Option<MountEntry>> {
+        let dir = self.path("mounts");
+        let lock_path = dir.join(format!("{id}.lock"));
+        if !lock_path.exists()
+            || lock::attempt(&lock_path, Share::Shared).at("locking", &lock_path)?.is_some()
+        {
+            return Ok(None);
+        }
+        match fs::read(dir.join(format!("{id}.json"))) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).at("reading", dir),
+        }
+    }
+
+    /// Every running mount.
+    pub fn mounts(&self) -> Result<Vec<MountEntry>> {
+        let dir = self.path("mounts");
+        let mut out = Vec::new();
+        for entry in fs::read_dir(&dir).at("reading", &dir)?.flatten() {
+            let name = entry.file_name();
+            if let Some(id) = name.to_str().and_then(|n| n.strip_suffix(".json"))
+                && let Some(mounted) = self.mounted(id)?
+            {
+                out.push(mounted);
+            }
+        }
+        out.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(out)
+    }
+}

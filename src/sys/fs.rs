@@ -1,0 +1,450 @@
+//! Files, by descriptor and name.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self as rfs, AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+
+/// Seconds since 1970 and nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time {
+    /// Seconds; negative before 1970.
+    pub sec: i64,
+    /// Nanoseconds, below 1,000,000,000.
+    pub nsec: u32,
+}
+
+impl Time {
+    /// The present.
+    pub fn now() -> Time {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        Time { sec: t.tv_sec, nsec: t.tv_nsec as u32 }
+    }
+}
+
+/// What `statx(2)` says of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    /// Device that holds the file.
+    pub dev: (u32, u32),
+    /// Inode number on that device.
+    pub ino: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node: major, minor.
+    pub rdev: (u32, u32),
+    /// Length in bytes.
+    pub size: u64,
+    /// Allocated blocks of 512 bytes.
+    pub blocks: u64,
+    /// Preferred block size for I/O, in bytes.
+    pub blksize: u32,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the content.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Birth, zero where the file system does not keep it.
+    pub btime: Time,
+}
+
+impl Stat {
+    /// The type bits (`S_IFMT`) of the mode.
+    pub fn format(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.format() == libc::S_IFDIR
+    }
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.format() == libc::S_IFREG
+    }
+    /// Whether it is the overlay format's whiteout: a character device 0:0.
+    pub fn is_whiteout(&self) -> bool {
+        self.format() == libc::S_IFCHR && self.rdev == (0, 0)
+    }
+}
+
+fn stat_of(s: rfs::Statx) -> Stat {
+    let time = |t: rfs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
+    Stat {
+        dev: (s.stx_dev_major, s.stx_dev_minor),
+        ino: s.stx_ino,
+        mode: u32::from(s.stx_mode),
+        nlink: s.stx_nlink,
+        uid: s.stx_uid,
+        gid: s.stx_gid,
+        rdev: (s.stx_rdev_major, s.stx_rdev_minor),
+        size: s.stx_size,
+        blocks: s.stx_blocks,
+        blksize: s.stx_blksize,
+        atime: time(s.stx_atime),
+        mtime: time(s.stx_mtime),
+        ctime: time(s.stx_ctime),
+        btime: time(s.stx_btime),
+    }
+}
+
+/// Attributes of `name` in `dir`; a symbolic link is not followed.
+pub fn stat_at(dir: impl AsFd, name: &[u8]) -> io::Result<Stat> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(stat_of(rfs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+}
+
+/// Attributes of an open file (also one opened with `O_PATH`).
+pub fn stat(fd: impl AsFd) -> io::Result<Stat> {
+    Ok(stat_of(rfs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?))
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// To name it only (`O_PATH`), whatever its type; a symbolic link itself.
+    Path,
+    /// A directory, for reading and as the base of other calls.
+    Dir,
+    /// A directory, as the base of other calls only (`O_PATH`).
+    DirPath,
+    /// A regular file for reading.
+    Read,
+    /// A regular file for reading and writing.
+    ReadWrite,
+}
+
+impl Open {
+    fn flags(self) -> OFlags {
+        let base = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        base | match self {
+            Open::Path => OFlags::PATH,
+            Open::Dir => OFlags::RDONLY | OFlags::DIRECTORY,
+            Open::DirPath => OFlags::PATH | OFlags::DIRECTORY,
+            Open::Read => OFlags::RDONLY | OFlags::NONBLOCK,
+            Open::ReadWrite => OFlags::RDWR | OFlags::NONBLOCK,
+        }
+    }
+}
+
+/// Opens the path `path` beneath `dir`. No component may be a symbolic link, and none may lead out
+/// (`openat2(2)` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`). An empty path is `dir` itself.
+pub fn open_beneath(dir: impl AsFd, path: &[u8], how: Open) -> io::Result<OwnedFd> {
+    let path = if path.is_empty() { b"." } else { path };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match rfs::openat2(dir.as_fd(), path, how.flags(), Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN) | Err(rustix::io::Errno::INTR) => continue,
+            r => return Ok(r?),
+        }
+    }
+}
+
+/// Opens one name in `dir`; never follows a symbolic link.
+pub fn open_at(dir: impl AsFd, name: &[u8], how: Open) -> io::Result<OwnedFd> {
+    loop {
+        match rfs::openat(dir.as_fd(), name, how.flags(), Mode::empty()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            r => return Ok(r?),
+        }
+    }
+}
+
+/// Opens again, with other rights, what a descriptor (also an `O_PATH` one) stands for.
+pub fn reopen(fd: impl AsFd, how: Open) -> io::Result<OwnedFd> {
+    let flags = how.flags() - OFlags::NOFOLLOW;
+    Ok(rfs::open(proc_path(fd).as_c_str(), flags, Mode::empty())?)
+}
+
+/// Opens a directory by an ordinary path, following symbolic links.
+pub fn open_dir(path: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+    Ok(rfs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The path in `/proc` that leads to what a descriptor stands for; for calls that take no descriptor.
+pub fn proc_path(fd: impl AsFd) -> std::ffi::CString {
+    let text = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    // A decimal number holds no NUL, so the fallback is never taken.
+    std::ffi::CString::new(text).unwrap_or_default()
+}
+
+/// Where in the name space a descriptor's file stands now, as the kernel says it.
+pub fn path_of(fd: impl AsFd) -> io::Result<Vec<u8>> {
+    Ok(rfs::readlink(proc_path(fd).as_c_str(), Vec::new())?.into_bytes())
+}
+
+/// Makes a regular file that must not exist yet, open for reading and writing.
+pub fn create_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rfs::openat(dir, name, flags, Mode::from_raw_mode(mode & 0o7777))?))
+}
+
+/// Makes a directory.
+pub fn mkdir_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
+    Ok(rfs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// Makes a device node, FIFO, socket or (with `S_IFREG`) an empty file. `mode` holds the type bits.
+pub fn mknod_at(dir: impl AsFd, name: &[u8], mode: u32, rdev: (u32, u32)) -> io::Result<()> {
+    let kind = rfs::FileType::from_raw_mode(mode);
+    Ok(rfs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), rfs::makedev(rdev.0, rdev.1))?)
+}
+
+/// Makes a symbolic link with the given target.
+pub fn symlink_at(target: &[u8], dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rfs::symlinkat(target, dir, name)?)
+}
+
+/// Where a symbolic link points to.
+pub fn readlink_at(dir: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(rfs::readlinkat(dir, name, Vec::new())?.into_bytes())
+}
+
+/// Gives a file a further name in another directory of the same file system.
+pub fn link_at(from: impl AsFd, name: &[u8], to: impl AsFd, new: &[u8]) -> io::Result<()> {
+    Ok(rfs::linkat(from, name, to, new, AtFlags::empty())?)
+}
+
+/// Gives an open file (also an `O_PATH` one) a name.
+pub fn link_fd(fd: impl AsFd, to: impl AsFd, new: &[u8]) -> io::Result<()> {
+    Ok(rfs::linkat(rfs::CWD, proc_path(fd).as_c_str(), to, new, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// What a rename does when the new name exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rename {
+    /// The new name's file is displaced.
+    Replace,
+    /// `EEXIST`.
+    NoReplace,
+    /// Both change places.
+    Exchange,
+}
+
+/// Renames, as `renameat2(2)`.
+pub fn rename_at(from: impl AsFd, name: &[u8], to: impl AsFd, new: &[u8], how: Rename) -> io::Result<()> {
+    let flags = match how {
+        Rename::Replace => return Ok(rfs::renameat(from, name, to, new)?),
+        Rename::NoReplace => rfs::RenameFlags::NOREPLACE,
+        Rename::Exchange => rfs::RenameFlags::EXCHANGE,
+    };
+    Ok(rfs::renameat_with(from, name, to, new, flags)?)
+}
+
+/// Removes a name that is not a directory's.
+pub fn unlink_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rfs::unlinkat(dir, name, AtFlags::empty())?)
+}
+
+/// Removes an empty directory.
+pub fn rmdir_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rfs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Removes whatever stands at `name`, with everything beneath; nothing there is fine.
+pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    match rfs::unlinkat(dir.as_fd(), name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(rustix::io::Errno::ISDIR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let sub = open_at(dir.as_fd(), name, Open::Dir)?;
+    for (child, _) in list(sub.as_fd())? {
+        remove_all_at(sub.as_fd(), &child)?;
+    }
+    rmdir_at(dir, name)
+}
+
+/// The names in a directory with their type bits (0 where unknown), without `.` and `..`, unsorted.
+pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32)>> {
+    let own = rfs::openat(dir, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut found = Vec::new();
+    for entry in rfs::Dir::new(own)? {
+        let entry = entry?;
+        let name: &CStr = entry.file_name();
+        if name != c"." && name != c".." {
+            let format = match entry.file_type() {
+                rfs::FileType::Unknown => 0,
+                kind => kind.as_raw_mode() & libc::S_IFMT,
+            };
+            found.push((name.to_bytes().to_vec(), format));
+        }
+    }
+    Ok(found)
+}
+
+/// Sets permission bits of what a descriptor (also an `O_PATH` one) stands for.
+pub fn chmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
+    Ok(rfs::chmod(proc_path(fd).as_c_str(), Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// Sets owner and group where given; works on any type, with an `O_PATH` descriptor too.
+pub fn chown(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    let uid = uid.map(rfs::Uid::from_raw);
+    let gid = gid.map(rfs::Gid::from_raw);
+    Ok(rfs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// Leave it.
+    Omit,
+    /// The present.
+    Now,
+    /// This time.
+    To(Time),
+}
+
+/// Sets access and modification time; works on any type, with an `O_PATH` descriptor too.
+pub fn set_times(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> io::Result<()> {
+    let spec = |t| match t {
+        SetTime::Omit => rfs::Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_OMIT },
+        SetTime::Now => rfs::Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_NOW },
+        SetTime::To(t) => rfs::Timespec { tv_sec: t.sec, tv_nsec: i64::from(t.nsec) },
+    };
+    let times = rfs::Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
+    // An empty path with O_PATH descriptors is refused by utimensat before Linux 6.?; /proc works everywhere,
+    // and for a symbolic link the magic link leads to the link itself.
+    Ok(rfs::utimensat(rfs::CWD, proc_path(fd).as_c_str(), &times, AtFlags::empty())?)
+}
+
+/// Copies `len` bytes within the kernel, sharing blocks where the file system can. Returns what was copied.
+pub fn copy_range(from: impl AsFd, from_at: u64, to: impl AsFd, to_at: u64, len: usize) -> io::Result<usize> {
+    let (mut a, mut b) = (from_at, to_at);
+    Ok(rfs::copy_file_range(from, Some(&mut a), to, Some(&mut b), len)?)
+}
+
+/// Makes `to` share all blocks of `from` (`FICLONE`), where the file system can.
+pub fn clone_file(to: impl AsFd, from: impl AsFd) -> io::Result<()> {
+    Ok(rfs::ioctl_ficlone(to, from)?)
+}
+
+/// `lseek(2)` for data or holes. `None`: past the end (`ENXIO`).
+pub fn seek_extent(fd: impl AsFd, offset: u64, hole: bool) -> io::Result<Option<u64>> {
+    let to = if hole { rfs::SeekFrom::Hole(offset) } else { rfs::SeekFrom::Data(offset) };
+    match rfs::seek(fd, to) {
+        Ok(at) => Ok(Some(at)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Copies the whole content of `from` into the empty file `to`, keeping holes. `each` is told how many
+/// bytes were copied after each piece and may stop it with an error.
+pub fn copy_sparse(
+    from: &File,
+    to: &File,
+    size: u64,
+    mut each: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
+    if size > 0 && clone_file(to, from).is_ok() {
+        return to.set_len(size);
+    }
+    to.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        let Some(data) = seek_extent(from, at, false)? else { break };
+        let end = seek_extent(from, data, true)?.unwrap_or(size).min(size);
+        let mut pos = data;
+        while pos < end {
+            let want = (end - pos).min(8 << 20) as usize;
+            let n = match copy_range(from, pos, to, pos, want) {
+                Ok(n) => n,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EXDEV | libc::EINVAL | libc::EOPNOTSUPP)) => {
+                    copy_by_hand(from, to, pos, want)?
+                }
+                Err(e) => return Err(e),
+            };
+            if n == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter"));
+            }
+            pos += n as u64;
+            each(n as u64)?;
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, to: &File, at: u64, want: usize) -> io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+    let mut buf = vec![0; want.min(1 << 20)];
+    let n = from.read_at(&mut buf, at)?;
+    to.write_all_at(buf.get(..n).unwrap_or_default(), at)?;
+    Ok(n)
+}
+
+/// `fallocate(2)` with the raw mode bits.
+pub fn fallocate(fd: impl AsFd, mode: u32, offset: u64, len: u64) -> io::Result<()> {
+    let mode =
+        rfs::FallocateFlags::from_bits(mode).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
+    Ok(rfs::fallocate(fd, mode, offset, len)?)
+}
+
+/// Writes everything of the file system that holds `fd` to its disk.
+pub fn sync_fs(fd: impl AsFd) -> io::Result<()> {
+    Ok(rfs::syncfs(fd)?)
+}
+
+/// Writes one file (or directory) to its disk; with `data` only what is needed to read its content again.
+pub fn sync(fd: impl AsFd, data: bool) -> io::Result<()> {
+    if data { Ok(rfs::fdatasync(fd)?) } else { Ok(rfs::fsync(fd)?) }
+}
+
+/// Space and inodes of a file system, as `statfs(2)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// Total blocks.
+    pub blocks: u64,
+    /// Free blocks.
+    pub bfree: u64,
+    /// Blocks free to ordinary users.
+    pub bavail: u64,
+    /// Total inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub ffree: u64,
+    /// Block size in bytes.
+    pub bsize: u32,
+    /// Longest name in bytes.
+    pub namelen: u32,
+    /// Fragment size in bytes.
+    pub frsize: u32,
+    /// The file system's magic number.
+    pub magic: u64,
+}
+
+/// Space of the file system that holds `fd`.
+pub fn space(fd: impl AsFd) -> io::Result<Space> {
+    let s = rfs::fstatfs(fd)?;
+    Ok(Space {
+        blocks: s.f_blocks,
+        bfree: s.f_bfree,
+        bavail: s.f_bavail,
+        files: s.f_files,
+        ffree: s.f_ffree,
+        bsize: s.f_bsize as u32,
+        namelen: s.f_namelen as u32,
+        frsize: s.f_frsize as u32,
+        magic: s.f_type as u64,
+    })
+}
+
+/// Inode flags (`FS_IOC_GETFLAGS`).
+pub fn get_flags(fd: impl AsFd) -> io::Result<u32> {
+    Ok(rfs::ioctl_getflags(fd)?.bits())
+}
+
+/// Sets inode flags (`FS_IOC_SETFLAGS`).
+pub fn set_flags(fd: impl AsFd, flags: u32) -> io::Result<()> {
+    Ok(rfs::ioctl_setflags(fd, rfs::IFlags::from_bits_retain(flags))?)
+}

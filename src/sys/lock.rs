@@ -1,0 +1,53 @@
+//! Advisory locks between processes (`flock(2)`): they end with the process, whatever ends it.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] File);
+
+/// How a lock is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// With other shared holders.
+    Shared,
+    /// With nobody.
+    Exclusive,
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// Waits until the lock on the file `path` (made if missing) is held.
+pub fn wait(path: &Path, share: Share) -> io::Result<Lock> {
+    let file = open(path)?;
+    let op = match share {
+        Share::Shared => FlockOperation::LockShared,
+        Share::Exclusive => FlockOperation::LockExclusive,
+    };
+    loop {
+        match flock(&file, op) {
+            Err(rustix::io::Errno::INTR) => continue,
+            r => return r.map(|()| Lock(file)).map_err(io::Error::from),
+        }
+    }
+}
+
+/// Takes the lock if nobody stands in the way; `None` otherwise.
+pub fn attempt(path: &Path, share: Share) -> io::Result<Option<Lock>> {
+    let file = open(path)?;
+    let op = match share {
+        Share::Shared => FlockOperation::NonBlockingLockShared,
+        Share::Exclusive => FlockOperation::NonBlockingLockExclusive,
+    };
+    match flock(&file, op) {
+        Ok(()) => Ok(Some(Lock(file))),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

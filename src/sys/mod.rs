@@ -1,0 +1,14 @@
+//! Every system call and every line of `unsafe`.
+//!
+//! The rest of the program works with descriptors and byte-string names; nothing outside this folder names
+//! `libc` functions or `rustix`. Paths inside a layer are opened beneath a descriptor ([`fs::open_beneath`]),
+//! so that neither a symbolic link nor `..` leads out of it.
+#![allow(unsafe_code)]
+
+pub mod fs;
+pub mod lock;
+pub mod map;
+pub mod mount;
+pub mod process;
+pub mod publish;
+pub mod xattr;

@@ -1,0 +1,236 @@
+//! Mounting: FUSE, private read-only clones, and what is mounted where.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount as rm;
+
+/// What `mount_setattr(2)` changes: bits of `MOUNT_ATTR_*`, and the user name space of an id-mapped mount.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+fn set_attributes(mount: impl AsFd, set: u64, userns: Option<&OwnedFd>) -> io::Result<()> {
+    let attr =
+        MountAttr { set, clear: 0, propagation: 0, userns_fd: userns.map_or(0, |fd| fd.as_raw_fd() as u64) };
+    // SAFETY: the pointer leads to a live structure of exactly the size that is passed; the empty path with
+    // AT_EMPTY_PATH names the descriptor itself.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A private clone of the mount that holds `path`, read-only and without atime, whatever the mount itself
+/// is: a descriptor of the same directory beneath which the kernel refuses every write
+/// (`open_tree(2)` with `OPEN_TREE_CLONE`, `mount_setattr(2)`). Needs `CAP_SYS_ADMIN`.
+pub fn read_only_clone(path: &Path) -> io::Result<OwnedFd> {
+    let tree =
+        rm::open_tree(CWD, path, rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    set_attributes(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME, None)?;
+    Ok(tree)
+}
+
+/// How a FUSE file system is mounted by root.
+#[derive(Clone, Debug, Default)]
+pub struct FuseMount {
+    /// The source as it stands in the mount table.
+    pub source: String,
+    /// The subtype: the mount table shows `fuse.SUBTYPE`; without one, plain `fuse`.
+    pub subtype: Option<String>,
+    /// Others than the mounter may use it.
+    pub allow_other: bool,
+    /// The kernel checks permission bits.
+    pub default_permissions: bool,
+    /// `MOUNT_ATTR_*` of the mount.
+    pub attributes: u64,
+    /// The whole file system is read-only.
+    pub read_only: bool,
+}
+
+/// A FUSE file system that exists but is not attached anywhere yet.
+#[derive(Debug)]
+pub struct Detached {
+    /// The connection to the kernel.
+    pub device: OwnedFd,
+    mount: OwnedFd,
+}
+
+/// Makes the file system and its mount without attaching it (`fsopen(2)`, `fsmount(2)`).
+pub fn fuse_detached(how: &FuseMount) -> io::Result<Detached> {
+    let device = rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let context = rm::fsopen(c"fuse", rm::FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &str| rm::fsconfig_set_string(&context, key, value);
+    set("source", &how.source)?;
+    if let Some(subtype) = &how.subtype {
+        set("subtype", subtype)?;
+    }
+    set("fd", &device.as_raw_fd().to_string())?;
+    set("rootmode", "40000")?;
+    set("user_id", &super::process::uid().to_string())?;
+    set("group_id", &super::process::gid().to_string())?;
+    if how.allow_other {
+        rm::fsconfig_set_flag(&context, "allow_other")?;
+    }
+    if how.default_permissions {
+        rm::fsconfig_set_flag(&context, "default_permissions")?;
+    }
+    if how.read_only {
+        rm::fsconfig_set_flag(&context, "ro")?;
+    }
+    rm::fsconfig_create(&context)?;
+    let attributes = rm::MountAttrFlags::from_bits_retain(how.attributes as u32);
+    let mount = rm::fsmount(&context, rm::FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    Ok(Detached { device, mount })
+}
+
+impl Detached {
+    /// Maps owners by a user name space (`MOUNT_ATTR_IDMAP`); must come before [`Detached::attach`].
+    pub fn map_ids(&self, userns: &OwnedFd) -> io::Result<()> {
+        set_attributes(&self.mount, libc::MOUNT_ATTR_IDMAP, Some(userns))
+    }
+
+    /// Attaches the mount to a directory and gives back the connection.
+    pub fn attach(self, to: &Path) -> io::Result<OwnedFd> {
+        let flags = rm::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rm::move_mount(&self.mount, c"", CWD, to, flags)?;
+        Ok(self.device)
+    }
+}
+
+/// A line of the mount table (`proc(5)`, mountinfo).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountLine {
+    /// Device number of the file system.
+    pub dev: (u32, u32),
+    /// Where it is attached.
+    pub point: PathBuf,
+    /// Type, with the subtype after a dot.
+    pub fstype: String,
+    /// Source as given at mount.
+    pub source: String,
+}
+
+/// What is mounted in this process's name space, in mount order.
+pub fn table() -> io::Result<Vec<MountLine>> {
+    Ok(std::fs::read_to_string("/proc/self/mountinfo")?.lines().filter_map(parse_line).collect())
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&c, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        match (c, octal) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                out.push(c);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+fn parse_line(line: &str) -> Option<MountLine> {
+    use std::os::unix::ffi::OsStringExt;
+    let (left, right) = line.split_once(" - ")?;
+    let mut fields = left.split(' ').skip(2);
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let point = fields.nth(1)?;
+    let mut kind = right.split(' ');
+    Some(MountLine {
+        dev: (major.parse().ok()?, minor.parse().ok()?),
+        point: PathBuf::from(std::ffi::OsString::from_vec(unescape(point))),
+        fstype: kind.next()?.to_string(),
+        source: String::from_utf8_lossy(&unescape(kind.next()?)).into_owned(),
+    })
+}
+
+/// Detaches the mount at `point`: at once if `lazy`, else only when nothing uses it (`EBUSY`).
+/// A symbolic link at the end of `point` is not followed.
+pub fn unmount(point: &Path, lazy: bool) -> io::Result<()> {
+    let mut flags = rm::UnmountFlags::NOFOLLOW;
+    if lazy {
+        flags |= rm::UnmountFlags::DETACH;
+    }
+    Ok(rm::unmount(point, flags)?)
+}
+
+/// A user name space that maps ids of the file system to ids of the view: for id-mapped mounts.
+/// Each range is (first id on disk, first id in the view, how many).
+pub fn user_namespace(uids: &[(u32, u32, u32)], gids: &[(u32, u32, u32)]) -> io::Result<OwnedFd> {
+    let mut child = std::process::Command::new("/proc/self/exe")
+        .arg("hold-user-namespace")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let result = (|| {
+        use std::io::Read;
+        let mut ready = [0u8; 1];
+        let out = child.stdout.as_mut().ok_or_else(|| io::Error::other("no pipe"))?;
+        out.read_exact(&mut ready)?;
+        let pid = child.id();
+        let text = |ranges: &[(u32, u32, u32)]| {
+            ranges.iter().map(|(a, b, n)| format!("{a} {b} {n}\n")).collect::<String>()
+        };
+        std::fs::write(format!("/proc/{pid}/uid_map"), text(uids))?;
+        std::fs::write(format!("/proc/{pid}/gid_map"), text(gids))?;
+        let path = CString::new(format!("/proc/{pid}/ns/user")).unwrap_or_default();
+        Ok(rustix::fs::open(path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    })();
+    drop(child.stdin.take());
+    let _ = child.wait();
+    result
+}
+
+/// The other side of [`user_namespace`]: enters a new user name space, says so on standard output, and
+/// waits until standard input ends.
+pub fn hold_user_namespace() -> io::Result<()> {
+    use std::io::{Read, Write};
+    // SAFETY: unshare of the user name space changes nothing that Rust relies on; the process is
+    // single-threaded here and does nothing else afterwards.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    io::stdout().write_all(b"1")?;
+    io::stdout().flush()?;
+    let _ = io::stdin().read(&mut [0u8; 1]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_table_line_is_read_with_its_escapes() {
+        let line =
+            "36 35 98:0 /mnt1 /mnt\\040two rw,noatime master:1 - fuse.reroot src\\134x rw,errors=continue";
+        let read = parse_line(line).unwrap();
+        assert_eq!(read.dev, (98, 0));
+        assert_eq!(read.point, PathBuf::from("/mnt two"));
+        assert_eq!(read.fstype, "fuse.reroot");
+        assert_eq!(read.source, "src\\x");
+    }
+}
