@@ -1,0 +1,56 @@
+# make demo      watch a rollback of a live Debian desktop (as root, about five minutes)
+# make test      everything that a change must pass; make test ARGS="--test NAME FILTER" runs a part
+# make bench     comparisons with the kernel's overlayfs and fuse-overlayfs
+# make install   program, man pages, completions, mount helpers; honours PREFIX and DESTDIR
+# make clean     removes what was built
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+ARGS ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+GEN := target/gen
+
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+SHAREDIR = $(DESTDIR)$(PREFIX)/share
+# mount(8) looks for its helpers in /sbin only, and systemd for units in /etc and /usr/lib.
+SBINDIR ?= $(DESTDIR)/sbin
+UNITDIR ?= $(DESTDIR)$(PREFIX)/lib/systemd/system
+LIBEXECDIR ?= $(DESTDIR)$(PREFIX)/lib/reroot
+
+export CARGO
+
+.PHONY: build demo test bench install clean
+
+build:
+	$(CARGO) build --release
+
+demo: build
+	./scripts/setup demo
+	REROOT=$(TARGET)/release/reroot ./demo/run
+
+test:
+	./scripts/setup test
+	./scripts/test $(ARGS)
+
+bench: build
+	./scripts/setup bench
+	$(CARGO) bench $(ARGS)
+
+install: build
+	install -D -m 0755 $(TARGET)/release/reroot $(BINDIR)/reroot
+	@set -e; for page in $(GEN)/man/*; do [ -f "$$page" ] || continue; \
+	  install -D -v -m 0644 "$$page" "$(SHAREDIR)/man/man$${page##*.}/$${page##*/}"; done
+	@set -e; for file in $(GEN)/completions/*; do [ -f "$$file" ] || continue; case "$$file" in \
+	  *.bash) install -D -v -m 0644 "$$file" $(SHAREDIR)/bash-completion/completions/reroot ;; \
+	  *.fish) install -D -v -m 0644 "$$file" $(SHAREDIR)/fish/vendor_completions.d/reroot.fish ;; \
+	  */_*)   install -D -v -m 0644 "$$file" $(SHAREDIR)/zsh/site-functions/_reroot ;; esac; done
+	@set -e; for file in mount-helpers/*; do [ -f "$$file" ] || continue; name="$${file##*/}"; case "$$name" in \
+	  mount.*|umount.*) install -D -v -m 0755 "$$file" "$(SBINDIR)/$$name" ;; \
+	  *.service|*.socket|*.timer|*.target|*.mount|*.path) install -D -v -m 0644 "$$file" "$(UNITDIR)/$$name" ;; \
+	  *.md) install -D -v -m 0644 "$$file" "$(SHAREDIR)/doc/reroot/$$name" ;; \
+	  *) if [ -x "$$file" ]; then mode=0755; else mode=0644; fi; \
+	     install -D -v -m $$mode "$$file" "$(LIBEXECDIR)/$$name" ;; esac; done
+
+clean:
+	$(CARGO) clean
