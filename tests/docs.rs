@@ -1,0 +1,123 @@
+//! The project's pages are there, and what they say of the program is so.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+#[test]
+fn every_page_that_the_readme_lists_is_there() {
+    for name in ["README.md", "LICENSE", "CHANGELOG.md", "ARCHITECTURE.md", "FORMAT.md"] {
+        assert!(page(name).len() > 200, "{name} is all but empty");
+    }
+    let readme = page("README.md");
+    for (at, _) in readme.match_indices("](") {
+        let rest = &readme[at + 2..];
+        let target = &rest[..rest.find(')').unwrap_or(0)];
+        if target.is_empty() || target.contains("://") || target.starts_with('#') {
+            continue;
+        }
+        let file = target.split('#').next().unwrap_or_default();
+        assert!(root().join(file).exists(), "README.md links to {file}, which is not there");
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(page("CHANGELOG.md").contains(&format!("## {version}")), "CHANGELOG.md does not know {version}");
+}
+
+/// The lines of README's fenced blocks that call the program.
+fn readme_commands() -> Vec<Vec<String>> {
+    let mut out = Vec::new();
+    let mut inside = false;
+    for line in page("README.md").lines() {
+        if line.trim_start().starts_with("```") {
+            inside = !inside;
+        } else if inside && let Some(at) = line.find("reroot ") {
+            let call = line[at..].split('#').next().unwrap_or_default();
+            if line[..at].trim().is_empty() || line[..at].trim_end().ends_with(['$', '&', ';', '|', 'o']) {
+                out.push(call.split_whitespace().skip(1).map(str::to_string).collect());
+            }
+        }
+    }
+    assert!(out.len() >= 5, "README's tour was not found");
+    out
+}
+
+fn help(args: &[&str]) -> String {
+    let out = Command::new(env!("CARGO_BIN_EXE_reroot")).args(args).arg("--help").output().unwrap();
+    assert!(
+        out.status.success(),
+        "reroot {} --help: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+fn the_readme_uses_commands_and_options_that_exist() {
+    let commands: BTreeSet<String> = help(&[])
+        .lines()
+        .skip_while(|l| !l.starts_with("Commands:"))
+        .filter_map(|l| l.strip_prefix("  ")?.split_whitespace().next().map(str::to_string))
+        .collect();
+    for call in readme_commands() {
+        let name = call.iter().find(|w| !w.starts_with('-')).cloned().unwrap_or_default();
+        assert!(commands.contains(&name), "README.md: there is no `reroot {name}`");
+        let text = help(&[&name]);
+        for option in call.iter().filter(|w| w.starts_with('-') && w.len() > 1) {
+            let option = option.split('=').next().unwrap_or_default();
+            assert!(text.contains(option), "README.md: `reroot {name}` has no {option}");
+        }
+    }
+}
+
+fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for path in entries.flatten().map(|e| e.path()) {
+        if path.is_dir() {
+            rust_files(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_line_of_semantics_names_a_test_that_exists() {
+    let Ok(text) = fs::read_to_string(root().join("SEMANTICS.md")) else {
+        eprintln!("SEMANTICS.md is not there yet: nothing to check");
+        return;
+    };
+    let mut files = Vec::new();
+    rust_files(&root().join("src"), &mut files);
+    rust_files(&root().join("tests"), &mut files);
+    let source: String = files.iter().map(|f| fs::read_to_string(f).unwrap_or_default()).collect();
+    let known: BTreeSet<&str> = source
+        .split("fn ")
+        .skip(1)
+        .map(|rest| &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())])
+        .collect();
+    let (mut wrong, mut named) = (Vec::new(), 0);
+    for (at, _) in text.match_indices("(test: ") {
+        let rest = &text[at + "(test: ".len()..];
+        let list = &rest[..rest.find(')').unwrap_or(rest.len())];
+        for name in list.split([',', ' ', '\n', '`']).filter(|n| !n.is_empty()) {
+            named += 1;
+            // A path such as `overlay::marks_are_escaped` names the function at its end.
+            let function = name.rsplit("::").next().unwrap_or(name);
+            if !known.contains(function) {
+                wrong.push(format!("SEMANTICS.md names the test {name}, which is not there"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(named > 0, "SEMANTICS.md names no test");
+}
