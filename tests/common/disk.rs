@@ -1,0 +1,58 @@
+//! Disks of other file systems in image files.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::Scratch;
+use super::program::{Answer, run};
+
+/// A file system of its own, mounted from an image file. Unmounted, with its loop device released, when it goes.
+#[derive(Debug)]
+pub struct Disk {
+    point: PathBuf,
+}
+
+impl Disk {
+    /// Makes one of `kind` (ext4, xfs, btrfs) with `mib` MiB (at least 300 for xfs, 110 for btrfs) and mounts it
+    /// in `scratch` under `name`. The image is sparse.
+    #[track_caller]
+    pub fn new(scratch: &Scratch, kind: &str, name: &str, mib: u64) -> Disk {
+        let image = scratch.join(format!("{name}.img"));
+        let point = scratch.dir(name);
+        step(Command::new("truncate").arg("-s").arg(format!("{mib}M")).arg(&image));
+        let mut make = Command::new(format!("mkfs.{kind}"));
+        make.arg("-q");
+        match kind {
+            "ext4" => make.args(["-F", "-E", "lazy_itable_init=1,lazy_journal_init=1"]),
+            "xfs" => make.args(["-f", "-m", "reflink=1"]),
+            "btrfs" => make.arg("-f"),
+            other => panic!("no disk of kind {other}"),
+        };
+        let path = std::env::var("PATH").unwrap_or_default();
+        step(make.arg(&image).env("PATH", format!("{path}:/usr/sbin:/sbin")));
+        // `mount -o loop` sets autoclear: the loop device goes with the last unmount.
+        step(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(&point));
+        Disk { point }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.point
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut now = Command::new("timeout");
+        now.args(["20", "umount", "--"]).arg(&self.point);
+        if !now.stderr(std::process::Stdio::null()).status().is_ok_and(|s| s.success()) {
+            let _ = Command::new("umount").args(["-l", "--"]).arg(&self.point).status();
+        }
+    }
+}
+
+#[track_caller]
+fn step(command: &mut Command) -> Answer {
+    run(command, Duration::from_secs(60)).ok()
+}
