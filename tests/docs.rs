@@ -1,5 +1,7 @@
 //! The project's pages are there, and what they say of the program is so.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,38 @@ fn every_page_that_the_readme_lists_is_there() {
     }
     let version = env!("CARGO_PKG_VERSION");
     assert!(page("CHANGELOG.md").contains(&format!("## {version}")), "CHANGELOG.md does not know {version}");
+}
+
+#[test]
+fn the_tour_of_the_readme_works() {
+    common::require_root();
+    let scratch = common::Scratch::new();
+    let program = common::Program::new(&scratch);
+    common::tree::small(&scratch.join("desk-1"));
+    common::tree::small(&scratch.join("desk-2"));
+    fs::write(scratch.join("desk-2/usr/bin/tool"), "#!/bin/sh\necho tool 2\n").unwrap();
+    let page = page("README.md");
+    let tour = page.split("## A tour").nth(1).and_then(|t| t.split("```").nth(1)).unwrap();
+    let run = |call: &str| {
+        let at = scratch.path().to_str().unwrap();
+        let call = call.replace("/srv/trees", at).replace("/srv/alice", &format!("{at}/mnt"));
+        let words: Vec<&str> = call.split_whitespace().collect();
+        assert_eq!(words.first(), Some(&"reroot"), "{call}");
+        program.ok(words.get(1..).unwrap_or_default());
+    };
+    for line in tour.lines().filter(|l| !l.trim().is_empty()) {
+        run(line);
+        let seen = scratch.join("mnt/usr/bin/tool");
+        let tool = common::within(common::program::LIMIT, line, move || {
+            fs::read_to_string(seen).unwrap_or_default()
+        });
+        match line.split_whitespace().nth(1) {
+            Some("mount" | "rollback") => assert!(tool.contains("tool 1"), "after {line}: {tool}"),
+            Some("upgrade") => assert!(tool.contains("tool 2"), "after {line}: {tool}"),
+            _ => assert!(tool.is_empty(), "after {line}: {tool}"),
+        }
+    }
+    run("reroot umount alice");
 }
 
 /// The lines of README's fenced blocks that call the program.
