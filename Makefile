@@ -9,7 +9,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-GEN := target/gen
+# Made by the build: man pages and completions.
+GEN := $(TARGET)/gen
 
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
@@ -42,7 +43,7 @@ install: build
 	@set -e; for page in $(GEN)/man/*; do [ -f "$$page" ] || continue; \
 	  install -D -v -m 0644 "$$page" "$(SHAREDIR)/man/man$${page##*.}/$${page##*/}"; done
 	@set -e; for file in $(GEN)/completions/*; do [ -f "$$file" ] || continue; case "$$file" in \
-	  *.bash) install -D -v -m 0644 "$$file" $(SHAREDIR)/bash-completion/completions/reroot ;; \
+	  */reroot) install -D -v -m 0644 "$$file" $(SHAREDIR)/bash-completion/completions/reroot ;; \
 	  *.fish) install -D -v -m 0644 "$$file" $(SHAREDIR)/fish/vendor_completions.d/reroot.fish ;; \
 	  */_*)   install -D -v -m 0644 "$$file" $(SHAREDIR)/zsh/site-functions/_reroot ;; esac; done
 	@set -e; for file in mount-helpers/*; do [ -f "$$file" ] || continue; name="$${file##*/}"; case "$$name" in \

@@ -193,7 +193,9 @@ pub struct Program {
 impl Program {
     /// With the store of `scratch`.
     pub fn new(scratch: &Scratch) -> Program {
-        Program { store: scratch.store(), env: Vec::new() }
+        // The daemons inherit it: by it they are found, whatever stands in their arguments.
+        let mark = ("REROOT_TEST_SCRATCH".to_string(), scratch.path().display().to_string());
+        Program { store: scratch.store(), env: vec![mark] }
     }
 
     /// With another variable in its environment.
