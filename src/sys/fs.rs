@@ -227,6 +227,8 @@ pub enum Rename {
     NoReplace,
     /// Both change places.
     Exchange,
+    /// As `Replace`, and a whiteout (a character device 0:0) is left at the old name.
+    Whiteout,
 }
 
 /// Renames, as `renameat2(2)`.
@@ -235,6 +237,7 @@ pub fn rename_at(from: impl AsFd, name: &[u8], to: impl AsFd, new: &[u8], how: R
         Rename::Replace => return Ok(rfs::renameat(from, name, to, new)?),
         Rename::NoReplace => rfs::RenameFlags::NOREPLACE,
         Rename::Exchange => rfs::RenameFlags::EXCHANGE,
+        Rename::Whiteout => rfs::RenameFlags::WHITEOUT,
     };
     Ok(rfs::renameat_with(from, name, to, new, flags)?)
 }

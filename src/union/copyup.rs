@@ -1,0 +1,461 @@
+//! Copy-up: from the stack into the user layer, at the first change.
+//!
+//! What a change needs decides how deep it goes ([`Depth`]). Everything is prepared in the work directory and
+//! renamed into place; a file that is there already without its content is filled in place, and the removal of
+//! one mark makes the content its own. So a crash leaves the file as it was or as it will be.
+//!
+//! All names of a hard-link group that can be seen are copied up together, as hard links.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::attributes::Attributes;
+use super::marks::{Changed, Found, Marks, PinMark};
+use super::node::Node;
+use super::swap::Notice;
+use super::{Answer, Fail, Pin, View};
+use crate::store::Digest;
+use crate::sys::fs::{self as sys, Open, Rename, SetTime};
+use crate::sys::xattr;
+
+/// How much of a file comes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// A place for the user's attributes; everything else goes on following the stack.
+    Attributes,
+    /// Attributes and a pin on the content: a swap does not change it any more.
+    Pin,
+    /// The content too.
+    Content,
+    /// The content is about to be cut to nothing: none is copied.
+    Empty,
+}
+
+/// How long a writer waits for readers' releases that are on their way, before the file gets another number.
+const RELEASES: Duration = Duration::from_millis(10);
+
+impl View {
+    /// Makes sure that a node is in the user layer, to the depth that is needed.
+    /// `ESTALE`: the name leads to another node now; the kernel walks again.
+    pub(crate) fn copy_up(&self, pin: &Pin, node: &Arc<Node>, depth: Depth) -> Answer<()> {
+        self.writable()?;
+        if node.is_dir() {
+            return self.copy_up_dir(pin, node);
+        }
+        // Only regular files have content that is worth leaving below.
+        let depth = if node.is_file() || depth == Depth::Attributes { depth } else { Depth::Content };
+        let copying = node.copying.lock();
+        if self.is_up(node, depth) {
+            return Ok(());
+        }
+        let fresh = matches!(depth, Depth::Content | Depth::Empty) && self.read_past_us(node);
+        let has_upper = node.state().upper.is_some();
+        if has_upper {
+            self.deepen(pin, node, depth, fresh)?;
+        } else {
+            self.bring(pin, node, depth, fresh)?;
+        }
+        drop(copying);
+        if fresh { Err(Fail(libc::ESTALE)) } else { Ok(()) }
+    }
+
+    fn is_up(&self, node: &Node, depth: Depth) -> bool {
+        match &node.state().upper {
+            None => false,
+            Some(marks) => match depth {
+                Depth::Attributes => true,
+                Depth::Pin => marks.follows.is_none(),
+                Depth::Content | Depth::Empty => marks.follows.is_none() && marks.pin.is_none(),
+            },
+        }
+    }
+
+    /// Whether handles read the stack's object past the daemon: then the inode cannot change its backing.
+    fn read_past_us(&self, node: &Node) -> bool {
+        let begin = Instant::now();
+        while node.state().passed > 0 {
+            if begin.elapsed() > RELEASES {
+                return true;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        false
+    }
+
+    /// The object that a node without content of its own shows.
+    pub(crate) fn object_of(&self, node: &Node) -> Answer<(Digest, u64)> {
+        let state = node.state();
+        if let Some(PinMark::Object(digest, size)) = state.upper.as_ref().and_then(|m| m.pin.as_ref()) {
+            return Ok((*digest, *size));
+        }
+        let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
+        Ok((lower.tree.index.object(&lower.entry)?, lower.entry.size))
+    }
+
+    /// Brings up what is only below.
+    fn bring(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<()> {
+        let user = self.writable()?;
+        let (attributes, xattrs, names, version) = {
+            let _names = self.names.read();
+            let attributes = self.attributes(pin, node)?;
+            let xattrs = self.all_xattrs(pin, node)?;
+            let version = node.state().lower.as_ref().map(|l| l.tree.version);
+            (attributes, xattrs, self.names_to_copy(pin, node)?, version)
+        };
+        for (parent, _) in &names {
+            self.copy_up_dir(pin, parent)?;
+        }
+        let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        let placed = self.place_prepared(pin, node, &temporary, file, &names, &marks, fresh);
+        if placed.is_err() {
+            let _ = sys::unlink_at(&user.work, &temporary);
+        }
+        placed
+    }
+
+    /// Makes the file in the work directory, complete with attributes and marks.
+    fn prepare(
+        &self,
+        node: &Arc<Node>,
+        depth: Depth,
+        fresh: bool,
+        attributes: &Attributes,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+        version: Option<Digest>,
+    ) -> Answer<(Vec<u8>, Option<File>, Marks)> {
+        let user = self.writable()?;
+        let mut marks = Marks { number: (!fresh).then_some(node.id), ..Marks::default() };
+        let mut open = None;
+        let temporary = user.temporary_name();
+        match node.format {
+            libc::S_IFREG => {
+                let (digest, size) = self.object_of(node)?;
+                let file = sys::create_at(&user.work, &temporary, 0o600)?;
+                match depth {
+                    Depth::Attributes => {
+                        file.set_len(size)?;
+                        marks.follows = Some(Changed::default());
+                        marks.metacopy = true;
+                    }
+                    Depth::Pin => {
+                        file.set_len(size)?;
+                        marks.pin = Some(PinMark::Object(digest, size));
+                        marks.metacopy = true;
+                    }
+                    Depth::Content => {
+                        let object = self.objects.get(&digest, size)?;
+                        sys::copy_sparse(&object, &file, size, |_| Ok(()))?;
+                        sys::sync(&file, true)?;
+                    }
+                    Depth::Empty => {}
+                }
+                if marks.pin.is_some()
+                    && let Some(version) = version
+                {
+                    user.pin_version(&version)?;
+                }
+                if marks.pin.is_none() && marks.follows.is_none() {
+                    let path = self.path_of(node);
+                    let origin = [format!("{digest} ").as_bytes(), &path].concat();
+                    user.marks.set_own(&file, "origin", &origin)?;
+                }
+                open = Some(file);
+            }
+            libc::S_IFLNK => {
+                let target = {
+                    let state = node.state();
+                    let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
+                    lower.tree.index.target(&lower.entry)?.to_vec()
+                };
+                sys::symlink_at(&target, &user.work, &temporary)?;
+            }
+            libc::S_IFCHR if attributes.rdev == (0, 0) => {
+                open = Some(sys::create_at(&user.work, &temporary, 0o600)?);
+                marks.null_device = true;
+            }
+            format => sys::mknod_at(&user.work, &temporary, format | 0o600, attributes.rdev)?,
+        }
+        if depth == Depth::Attributes {
+            marks.follows = Some(Changed::default());
+        }
+        let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
+        self.write_attributes(node, &handle, attributes, xattrs)?;
+        self.write_marks(&handle, &marks)?;
+        Ok((temporary, open, marks))
+    }
+
+    fn write_marks(&self, fd: &OwnedFd, marks: &Marks) -> Answer<()> {
+        let user = self.writable()?;
+        if let Some(number) = marks.number {
+            user.marks.set_own(fd, "ino", format!("{number:x}").as_bytes())?;
+        }
+        if let Some(changed) = &marks.follows {
+            user.marks.set_own(fd, "meta", &changed.encode())?;
+        }
+        if let Some(pin) = &marks.pin {
+            user.marks.set_own(fd, "pin", &pin.encode())?;
+        }
+        if marks.null_device {
+            user.marks.set_own(fd, "rdev", b"c")?;
+        }
+        if marks.metacopy {
+            user.marks.set_overlay(fd, "metacopy", b"")?;
+        }
+        Ok(())
+    }
+
+    /// Gives a file on disk all attributes that the view shows.
+    pub(crate) fn write_attributes(
+        &self,
+        node: &Node,
+        fd: impl AsFd,
+        attributes: &Attributes,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Answer<()> {
+        let user = self.writable()?;
+        let root = crate::sys::process::is_root();
+        match sys::chown(fd.as_fd(), Some(attributes.uid), Some(attributes.gid)) {
+            Err(e) if !root && e.raw_os_error() == Some(libc::EPERM) => {}
+            r => r?,
+        }
+        for (name, value) in xattrs {
+            match xattr::set(fd.as_fd(), &user.marks.escape(name), value, xattr::Set::Any) {
+                Err(e) if !root && e.raw_os_error() == Some(libc::EPERM) => {}
+                r => r?,
+            }
+        }
+        if node.format != libc::S_IFLNK {
+            sys::chmod(fd.as_fd(), attributes.mode)?;
+        }
+        sys::set_times(fd, SetTime::To(attributes.atime), SetTime::To(attributes.mtime))?;
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn place_prepared(
+        &self,
+        pin: &Pin,
+        node: &Arc<Node>,
+        temporary: &[u8],
+        file: Option<File>,
+        names: &[(Arc<Node>, Box<[u8]>)],
+        marks: &Marks,
+        fresh: bool,
+    ) -> Answer<()> {
+        let user = self.writable()?;
+        let _names = self.names.read();
+        let gone = node.state().gone;
+        let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
+        let mut left = names.len();
+        if gone {
+            left = 0;
+            // Changed through a handle after its last name went: a file without a name.
+            sys::unlink_at(&user.work, temporary)?;
+        }
+        for (parent, name) in names.iter().take(left) {
+            left -= 1;
+            let dir = self.upper_dir(parent)?;
+            self.keeping_times(parent, || {
+                match user.marks.probe(&*dir, name)? {
+                    // Taken away meanwhile, or there already.
+                    Some(_) => return Ok(()),
+                    None => {}
+                }
+                if left == 0 {
+                    return Ok(sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)?);
+                }
+                Ok(sys::link_at(&user.work, temporary, &*dir, name)?)
+            })?;
+        }
+        let _ = sys::unlink_at(&user.work, temporary);
+        if fresh {
+            self.leave_behind(node, names, before);
+            return Ok(());
+        }
+        let mut state = node.state();
+        state.upper = Some(marks.clone());
+        let open = state.cached + state.passed > 0;
+        if (gone || open) && state.owns_content() {
+            state.file = file.map(Arc::new);
+        }
+        if state.owns_content() {
+            state.object = None;
+        }
+        Ok(())
+    }
+
+    /// The node's names lead to another one from now on; handles that are open keep it.
+    fn leave_behind(&self, node: &Arc<Node>, names: &[(Arc<Node>, Box<[u8]>)], ghost: Option<Attributes>) {
+        {
+            let mut state = node.state();
+            state.names.clear();
+            state.gone = true;
+            state.ghost = ghost;
+        }
+        // The kernel walks again at the name that was opened; at the others it must be told.
+        for (parent, name) in names {
+            self.notices.lock().push(Notice::Entry(parent.id, name.to_vec()));
+        }
+    }
+
+    /// Goes deeper with a file that is in the user layer without its content.
+    fn deepen(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<()> {
+        let user = self.writable()?;
+        let (handle, attributes, xattrs) = {
+            let _names = self.names.read();
+            (self.upper_handle(node)?, self.attributes(pin, node)?, self.all_xattrs(pin, node)?)
+        };
+        let version = node.state().lower.as_ref().map(|l| l.tree.version);
+        let mut marks = node.state().upper.clone().ok_or(Fail(libc::EIO))?;
+        let mut file = None;
+        if node.is_file() {
+            let (digest, size) = self.object_of(node)?;
+            match depth {
+                Depth::Attributes => return Ok(()),
+                Depth::Pin => {
+                    if let Some(version) = version {
+                        user.pin_version(&version)?;
+                    }
+                    marks.pin = Some(PinMark::Object(digest, size));
+                }
+                Depth::Content | Depth::Empty => {
+                    let to = File::from(sys::reopen(&handle, Open::ReadWrite)?);
+                    to.set_len(0)?;
+                    if depth == Depth::Content {
+                        let object = self.objects.get(&digest, size)?;
+                        sys::copy_sparse(&object, &to, size, |_| Ok(()))?;
+                        sys::sync(&to, true)?;
+                    }
+                    let origin = [format!("{digest} ").as_bytes(), &self.path_of(node)].concat();
+                    user.marks.set_own(&handle, "origin", &origin)?;
+                    marks.pin = None;
+                    marks.metacopy = false;
+                    file = Some(to);
+                }
+            }
+        }
+        if marks.follows.is_some() {
+            self.write_attributes(node, &handle, &attributes, &xattrs)?;
+        } else {
+            let (atime, mtime) = (SetTime::To(attributes.atime), SetTime::To(attributes.mtime));
+            sys::set_times(&handle, atime, mtime)?;
+        }
+        if fresh {
+            user.marks.clear(&handle, &user.marks.own("ino"))?;
+            marks.number = None;
+        }
+        if !marks.metacopy {
+            user.marks.clear(&handle, &user.marks.overlay("metacopy"))?;
+        }
+        // The pin is made before the file stops following, and the content is whole before the pin goes.
+        if let Some(mark) = &marks.pin {
+            user.marks.set_own(&handle, "pin", &mark.encode())?;
+        }
+        user.marks.clear(&handle, &user.marks.own("meta"))?;
+        marks.follows = None;
+        if marks.pin.is_none() {
+            user.marks.clear(&handle, &user.marks.own("pin"))?;
+        }
+        if fresh {
+            let names = node.state().names.clone();
+            self.leave_behind(node, &names, Some(attributes));
+            return Ok(());
+        }
+        let mut state = node.state();
+        state.upper = Some(marks);
+        if state.owns_content() {
+            state.object = None;
+            if state.cached + state.passed > 0 || state.gone {
+                state.file = file.map(Arc::new);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
+    /// The caller holds `names`.
+    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<(Arc<Node>, Box<[u8]>)>> {
+        let mut out = node.state().names.clone();
+        let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
+        if lower.entry.nlink > 1 && !lower.pinned {
+            let index = &lower.tree.index;
+            for other in index.group(&lower.entry)? {
+                let parent = index.path(&index.node(other.parent)?)?;
+                let name = index.name(&other)?;
+                let Some(dir) = self.walk(pin, &parent)?.filter(|d| d.is_dir()) else { continue };
+                if out.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
+                    continue;
+                }
+                if self.child(pin, &dir, name)?.is_some_and(|c| c.id == node.id) {
+                    out.push((dir, name.into()));
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Makes sure that a directory is in the user layer, with the directories above it.
+    pub(crate) fn copy_up_dir(&self, pin: &Pin, node: &Arc<Node>) -> Answer<()> {
+        let user = self.writable()?;
+        let is_up = |n: &Arc<Node>| n.state().upper.is_some();
+        if is_up(node) {
+            return Ok(());
+        }
+        let parent = {
+            let _names = self.names.read();
+            if node.state().gone {
+                return Err(Fail(libc::ENOENT));
+            }
+            node.place()?.0
+        };
+        self.copy_up_dir(pin, &parent)?;
+        let _copying = node.copying.lock();
+        if is_up(node) {
+            return Ok(());
+        }
+        let (attributes, xattrs) = {
+            let _names = self.names.read();
+            (self.attributes(pin, node)?, self.all_xattrs(pin, node)?)
+        };
+        let temporary = user.temporary_name();
+        sys::mkdir_at(&user.work, &temporary, 0o700)?;
+        let result = (|| {
+            let handle = sys::open_at(&user.work, &temporary, Open::DirPath)?;
+            self.write_attributes(node, &handle, &attributes, &xattrs)?;
+            let mut marks = Marks { number: Some(node.id), follows: Some(Changed::default()), ..Marks::default() };
+            self.write_marks(&handle, &marks)?;
+            marks.default_acl = xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
+            let _names = self.names.read();
+            if node.state().gone {
+                return Err(Fail(libc::ENOENT));
+            }
+            let (parent, name) = node.place()?;
+            let dir = self.upper_dir(&parent)?;
+            self.keeping_times(&parent, || {
+                if let Some(Found::Entry(..)) = user.marks.probe(&*dir, &name)? {
+                    // Something that follows the stack, but the stack has a directory there now.
+                    user.set_aside(&*dir, &name, &self.path_of(node))?;
+                }
+                Ok(sys::rename_at(&user.work, &temporary, &*dir, &name, Rename::NoReplace)?)
+            })?;
+            user.keep_dir(node.id, handle);
+            node.state().upper = Some(marks);
+            Ok(())
+        })();
+        if result.is_err() {
+            let _ = sys::remove_all_at(&user.work, &temporary);
+        }
+        result
+    }
+
+    /// Does something in a directory of the user layer that the user does not see: its times stay.
+    pub(crate) fn keeping_times(&self, dir: &Arc<Node>, work: impl FnOnce() -> Answer<()>) -> Answer<()> {
+        let fd = self.upper_dir(dir)?;
+        let before = sys::stat(&*fd)?;
+        let result = work();
+        sys::set_times(&*fd, SetTime::To(before.atime), SetTime::To(before.mtime))?;
+        result
+    }
+}

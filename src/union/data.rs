@@ -1,0 +1,389 @@
+//! Contents: opening, reading, writing.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use super::attributes::Attributes;
+use super::copyup::Depth;
+use super::names::Make;
+use super::node::Node;
+use super::{Answer, Caller, Data, Fail, Pin, View};
+use crate::sys::fs::{self as sys, Open, Space};
+
+/// Files of the stack from this size on are read past the daemon, in bytes.
+const LARGE: u64 = 1 << 20;
+
+#[derive(Debug)]
+struct Handle {
+    node: Arc<Node>,
+    writes: bool,
+    passed: bool,
+}
+
+/// Open files.
+#[derive(Debug, Default)]
+pub struct Handles {
+    next: AtomicU64,
+    open: RwLock<HashMap<u64, Arc<Handle>>>,
+}
+
+/// How the bytes of an open file travel.
+#[derive(Debug)]
+pub enum Way {
+    /// Through the daemon and the kernel's page cache; whether pages that are there may stay.
+    Cached {
+        /// Pages of earlier opens are right.
+        keep: bool,
+    },
+    /// Past the daemon: [`View::backing`] gives the file to register, unless the inode has one registered.
+    Passed,
+}
+
+/// A file that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its handle.
+    pub fh: u64,
+    /// Its node.
+    pub id: u64,
+    /// How its bytes travel.
+    pub way: Way,
+}
+
+impl View {
+    /// Opens a file. `flags` are those of `open(2)`.
+    pub fn open(&self, pin: &Pin, id: u64, flags: i32, caller: Caller) -> Answer<Opened> {
+        let node = self.node(pin, id)?;
+        if !node.is_file() {
+            return Err(Fail(if node.is_dir() { libc::EISDIR } else { libc::ENXIO }));
+        }
+        let truncates = flags & libc::O_TRUNC != 0;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || truncates;
+        if writes {
+            self.writable()?;
+            // Decided at open: a handle opened for writing owns its copy.
+            self.copy_up(pin, &node, if truncates { Depth::Empty } else { Depth::Content })?;
+            if truncates {
+                self.truncate(pin, &node, 0, caller)?;
+            }
+        }
+        self.open_node(&node, writes, None)
+    }
+
+    /// Makes a regular file and opens it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn create(
+        &self,
+        pin: &Pin,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        caller: Caller,
+    ) -> Answer<(Arc<Node>, Attributes, Opened)> {
+        let (node, file) = self.make_node(pin, parent, name, Make::File, mode, umask, caller)?;
+        let opened = self.open_node(&node, true, file)?;
+        let attributes = {
+            let _names = self.names.read();
+            self.attributes(pin, &node)?
+        };
+        self.nodes.remember(&node);
+        Ok((node, attributes, opened))
+    }
+
+    fn open_node(&self, node: &Arc<Node>, writes: bool, made: Option<File>) -> Answer<Opened> {
+        let _names = self.names.read();
+        let may_pass = self.passthrough.load(Ordering::Relaxed) && self.settings.data != Data::Coherent;
+        let (owns, has_file) = {
+            let state = node.state();
+            (state.owns_content(), state.file.is_some())
+        };
+        if owns && !has_file {
+            let file = match made {
+                Some(file) => file,
+                None => self.open_upper(node)?,
+            };
+            let mut state = node.state();
+            if state.file.is_none() {
+                state.file = Some(Arc::new(file));
+            }
+        }
+        let mut state = node.state();
+        // All open handles of an inode travel the same way: the kernel does not mix them.
+        let passed = if state.passed > 0 {
+            true
+        } else if state.cached > 0 || !may_pass {
+            false
+        } else if owns {
+            true
+        } else {
+            drop(state);
+            let gains = self.gains(node)?;
+            state = node.state();
+            state.passed > 0 || (state.cached == 0 && gains)
+        };
+        let way = if passed { Way::Passed } else { Way::Cached { keep: !state.unseen } };
+        if passed {
+            state.passed += 1;
+            state.unseen |= writes;
+        } else {
+            state.cached += 1;
+        }
+        state.writers += u32::from(writes);
+        drop(state);
+        let fh = self.handles.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handles.open.write().insert(fh, Arc::new(Handle { node: node.clone(), writes, passed }));
+        Ok(Opened { fh, id: node.id, way })
+    }
+
+    fn open_upper(&self, node: &Arc<Node>) -> Answer<File> {
+        let handle = self.upper_handle(node)?;
+        let how = if self.settings.read_only { Open::Read } else { Open::ReadWrite };
+        match sys::reopen(&handle, how) {
+            // Immutable, or append-only: it can only be read.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+                Ok(File::from(sys::reopen(&handle, Open::Read)?))
+            }
+            r => Ok(File::from(r?)),
+        }
+    }
+
+    /// Whether a file of the stack gains by being read past the daemon: a large one, or one that is mapped to
+    /// be executed (ELF).
+    fn gains(&self, node: &Node) -> Answer<bool> {
+        if self.settings.data == Data::Passthrough {
+            return Ok(true);
+        }
+        let (digest, size) = self.object_of(node)?;
+        if size >= LARGE {
+            return Ok(true);
+        }
+        Ok(size >= 4096 && &self.objects.head(&digest, size)? == b"\x7fELF")
+    }
+
+    /// The file to register with the kernel for a handle whose bytes go past the daemon.
+    pub fn backing(&self, fh: u64) -> Answer<OwnedFd> {
+        let node = self.handle(fh)?.node.clone();
+        let file = {
+            let state = node.state();
+            state.file.clone().filter(|_| state.owns_content())
+        };
+        if let Some(file) = file {
+            return Ok(OwnedFd::from(file.try_clone()?));
+        }
+        let (digest, size) = self.object_of(&node)?;
+        Ok(OwnedFd::from(self.objects.get(&digest, size)?))
+    }
+
+    /// The kernel cannot pass this file's bytes: from now on they go through the daemon, for all files.
+    pub fn passthrough_failed(&self, fh: u64) -> Answer<bool> {
+        self.passthrough.store(false, Ordering::Relaxed);
+        let handle = self.handle(fh)?;
+        let mut state = handle.node.state();
+        state.passed = state.passed.saturating_sub(1);
+        state.cached += 1;
+        let keep = !state.unseen;
+        drop(state);
+        let other = Handle { node: handle.node.clone(), writes: handle.writes, passed: false };
+        self.handles.open.write().insert(fh, Arc::new(other));
+        Ok(keep)
+    }
+
+    fn handle(&self, fh: u64) -> Answer<Arc<Handle>> {
+        self.handles.open.read().get(&fh).cloned().ok_or(Fail(libc::EBADF))
+    }
+
+    /// Closes a handle; whether it was the last that went past the daemon.
+    pub fn release(&self, fh: u64) -> Answer<Option<u64>> {
+        let Some(handle) = self.handles.open.write().remove(&fh) else { return Err(Fail(libc::EBADF)) };
+        let mut state = handle.node.state();
+        state.writers = state.writers.saturating_sub(u32::from(handle.writes));
+        let last = if handle.passed {
+            state.passed = state.passed.saturating_sub(1);
+            state.passed == 0
+        } else {
+            state.cached = state.cached.saturating_sub(1);
+            false
+        };
+        if state.passed + state.cached == 0 {
+            // Dropped after the lock: closing may write.
+            let dropped = (state.file.take(), state.object.take());
+            drop(state);
+            drop(dropped);
+        }
+        Ok(last.then_some(handle.node.id))
+    }
+
+    /// The file that an open node's bytes are in.
+    fn content(&self, node: &Arc<Node>) -> Answer<Arc<File>> {
+        {
+            let state = node.state();
+            if state.owns_content()
+                && let Some(file) = &state.file
+            {
+                return Ok(file.clone());
+            }
+            if let Some(object) = state.object.as_ref().filter(|_| !state.owns_content()) {
+                return Ok(object.clone());
+            }
+        }
+        if node.state().owns_content() {
+            let _names = self.names.read();
+            let file = Arc::new(self.open_upper(node)?);
+            node.state().file = Some(file.clone());
+            return Ok(file);
+        }
+        let (digest, size) = self.object_of(node)?;
+        let object = Arc::new(self.objects.get(&digest, size)?);
+        node.state().object = Some(object.clone());
+        Ok(object)
+    }
+
+    /// Reads at most `buf.len()` bytes; how many there were.
+    pub fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Answer<usize> {
+        let handle = self.handle(fh)?;
+        let file = self.content(&handle.node)?;
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
+            match file.read_at(rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data`.
+    pub fn write(&self, pin: &Pin, fh: u64, offset: u64, data: &[u8], kill: bool) -> Answer<()> {
+        let handle = self.handle(fh)?;
+        if !handle.writes {
+            return Err(Fail(libc::EBADF));
+        }
+        if kill {
+            self.kill_privileges(pin, &handle.node)?;
+        }
+        self.content(&handle.node)?.write_all_at(data, offset)?;
+        Ok(())
+    }
+
+    /// Cuts or extends a file.
+    pub(crate) fn truncate(&self, pin: &Pin, node: &Arc<Node>, size: u64, caller: Caller) -> Answer<()> {
+        if !node.is_file() {
+            return Err(Fail(if node.is_dir() { libc::EISDIR } else { libc::EINVAL }));
+        }
+        self.copy_up(pin, node, if size == 0 { Depth::Empty } else { Depth::Content })?;
+        let open = node.state().file.clone();
+        let file = match open {
+            Some(file) => file,
+            None => {
+                let _names = self.names.read();
+                Arc::new(File::from(sys::reopen(self.upper_handle(node)?, Open::ReadWrite)?))
+            }
+        };
+        file.set_len(size)?;
+        if caller.uid != 0 {
+            self.kill_privileges(pin, node)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file to its disk.
+    pub fn fsync(&self, fh: u64, data: bool) -> Answer<()> {
+        let handle = self.handle(fh)?;
+        let file = {
+            let state = handle.node.state();
+            state.file.clone().filter(|_| state.owns_content())
+        };
+        match file {
+            Some(file) => Ok(sys::sync(&*file, data)?),
+            // What it has in the user layer are attributes; the directory's file system keeps them.
+            None if handle.node.state().upper.is_some() => self.sync_attributes(&handle.node),
+            None => Ok(()),
+        }
+    }
+
+    fn sync_attributes(&self, node: &Arc<Node>) -> Answer<()> {
+        let handle = {
+            let _names = self.names.read();
+            self.upper_handle(node)?
+        };
+        Ok(sys::sync(sys::reopen(&handle, Open::Read)?, false)?)
+    }
+
+    /// Writes a directory's names to the disk.
+    pub fn fsyncdir(&self, pin: &Pin, id: u64) -> Answer<()> {
+        let node = self.node(pin, id)?;
+        let fd = {
+            let _names = self.names.read();
+            if node.state().upper.is_none() || node.state().gone {
+                return Ok(());
+            }
+            sys::reopen(&*self.upper_dir(&node)?, Open::Dir)?
+        };
+        Ok(sys::sync(fd, false)?)
+    }
+
+    /// `fallocate(2)`.
+    pub fn fallocate(&self, pin: &Pin, fh: u64, mode: u32, offset: u64, len: u64, caller: Caller) -> Answer<()> {
+        let handle = self.handle(fh)?;
+        if !handle.writes {
+            return Err(Fail(libc::EBADF));
+        }
+        let file = self.content(&handle.node)?;
+        sys::fallocate(&*file, mode, offset, len)?;
+        if caller.uid != 0 {
+            self.kill_privileges(pin, &handle.node)?;
+        }
+        Ok(())
+    }
+
+    /// The next data or hole from `offset` on.
+    pub fn lseek(&self, fh: u64, offset: u64, hole: bool) -> Answer<u64> {
+        let handle = self.handle(fh)?;
+        let file = self.content(&handle.node)?;
+        sys::seek_extent(&*file, offset, hole)?.ok_or(Fail(libc::ENXIO))
+    }
+
+    /// Copies within the host's file system, sharing blocks where it can.
+    pub fn copy_range(&self, from: u64, from_at: u64, to: u64, to_at: u64, len: u64) -> Answer<usize> {
+        let (a, b) = (self.handle(from)?, self.handle(to)?);
+        if !b.writes {
+            return Err(Fail(libc::EBADF));
+        }
+        let (source, target) = (self.content(&a.node)?, self.content(&b.node)?);
+        Ok(sys::copy_range(&*source, from_at, &*target, to_at, len.min(1 << 30) as usize)?)
+    }
+
+    /// Inode flags (`FS_IOC_GETFLAGS`).
+    pub fn get_flags(&self, fh: u64) -> Answer<u32> {
+        let handle = self.handle(fh)?;
+        if !handle.node.state().owns_content() {
+            return Ok(0);
+        }
+        Ok(sys::get_flags(&*self.content(&handle.node)?)?)
+    }
+
+    /// Space of the file system that the user layer is in; of the store for a mount without one.
+    pub fn statfs(&self) -> Answer<Space> {
+        match &self.user {
+            Some(user) => Ok(sys::space(&*user.top)?),
+            None => Ok(sys::space(sys::open_dir(self.store.root())?)?),
+        }
+    }
+
+    /// Writes everything of the user layer to its disk.
+    pub fn sync(&self) -> Answer<()> {
+        match &self.user {
+            Some(user) => Ok(user.sync()?),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The view: the merged file system that a mount shows.
+//!
+//! Knows nothing of FUSE: its methods take node numbers and names and give back plain values, and `fuse.rs`
+//! translates. What is below comes from a [`lower::Tree`], what is above from a [`upper::UserLayer`].
+//!
+//! # Invariants
+//! 1. A [`node::Node`] is an inode. Its number never changes; a path whose content differs after a swap leads
+//!    to another node.
+//! 2. Every request holds a [`Pin`] from before it reads anything until its answer is sent. A swap exchanges
+//!    the generation and waits for the pins of the old one before it tells the kernel what differs; so an
+//!    answer from the old stack is never cached after its invalidation.
+//! 3. The merge is a function of (user layer, tree) alone. A swap writes nothing into the user layer.
+//! 4. What is written into the user layer is complete before it has its name: it is prepared in the work
+//!    directory and renamed into place, or made by one system call.
+//!
+//! # Lock order
+//! `Node::copying` (slow: held while content is copied; a child before its ancestors) → `View::names` (short:
+//! read to use a path, write to change what paths mean) → `Node::state` → the node table. No lock is held
+//! while a notification is sent, while the mount point is touched, or during data I/O and fsync.
+
+pub mod attributes;
+pub mod copyup;
+pub mod data;
+pub mod listing;
+pub mod lower;
+pub mod marks;
+pub mod names;
+pub mod node;
+pub mod resolve;
+pub mod survey;
+pub mod swap;
+pub mod upper;
+pub mod xattrs;
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::Error;
+use crate::store::{Digest, Store};
+use lower::{Objects, Tree};
+use node::{Node, Nodes};
+use upper::UserLayer;
+
+/// An error number to answer a request with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fail(pub i32);
+
+impl From<io::Error> for Fail {
+    fn from(e: io::Error) -> Fail {
+        Fail(e.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl From<Error> for Fail {
+    fn from(e: Error) -> Fail {
+        log::error!("{e}");
+        Fail(e.errno())
+    }
+}
+
+/// The result of a request.
+pub type Answer<T> = Result<T, Fail>;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// The stack that a mount shows, between two swaps.
+#[derive(Debug)]
+pub struct Generation {
+    /// Counts the swaps of this mount; only grows.
+    pub number: u64,
+    /// What the stack shows.
+    pub tree: Arc<Tree>,
+}
+
+/// A request's hold on its generation.
+#[derive(Clone, Debug)]
+pub struct Pin(pub Arc<Generation>);
+
+/// How a view is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Nothing may change.
+    pub read_only: bool,
+    /// Which files go past the daemon.
+    pub data: Data,
+}
+
+/// Which files go past the daemon (see DESIGN, "Data").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Of the stack the large and the executable ones; the user's all.
+    Auto,
+    /// All.
+    Passthrough,
+    /// None.
+    Coherent,
+}
+
+/// The merged view of one stack and one user layer.
+#[derive(Debug)]
+pub struct View {
+    pub(crate) settings: Settings,
+    pub(crate) store: Store,
+    pub(crate) objects: Objects,
+    pub(crate) user: Option<UserLayer>,
+    pub(crate) generation: RwLock<Arc<Generation>>,
+    pub(crate) pinned_trees: Mutex<std::collections::HashMap<Digest, Arc<Tree>>>,
+    pub(crate) nodes: Nodes,
+    pub(crate) names: RwLock<()>,
+    pub(crate) handles: data::Handles,
+    pub(crate) dir_handles: listing::DirHandles,
+    pub(crate) notices: Mutex<Vec<swap::Notice>>,
+    pub(crate) passthrough: std::sync::atomic::AtomicBool,
+}
+
+impl View {
+    /// A view of `tree` with an optional user layer above it.
+    pub fn new(
+        store: Store,
+        objects: Objects,
+        user: Option<UserLayer>,
+        tree: Arc<Tree>,
+        generation: u64,
+        settings: Settings,
+    ) -> Answer<View> {
+        let root = Node::root(&tree, user.as_ref(), generation)?;
+        Ok(View {
+            settings,
+            store,
+            objects,
+            user,
+            generation: RwLock::new(Arc::new(Generation { number: generation, tree })),
+            pinned_trees: Mutex::default(),
+            nodes: Nodes::new(root),
+            names: RwLock::new(()),
+            handles: data::Handles::default(),
+            dir_handles: listing::DirHandles::default(),
+            notices: Mutex::default(),
+            passthrough: std::sync::atomic::AtomicBool::new(settings.data != Data::Coherent),
+        })
+    }
+
+    /// Begins a request.
+    pub fn pin(&self) -> Pin {
+        Pin(self.generation.read().clone())
+    }
+
+    pub(crate) fn writable(&self) -> Answer<&UserLayer> {
+        match &self.user {
+            Some(user) if !self.settings.read_only => Ok(user),
+            _ => Err(Fail(libc::EROFS)),
+        }
+    }
+}

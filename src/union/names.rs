@@ -1,0 +1,567 @@
+//! Names: making, linking, moving and removing them.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::attributes::Attributes;
+use super::copyup::Depth;
+use super::lower::Lower;
+use super::marks::{DEFAULT_ACL, Found, Marks, PinMark};
+use super::node::Node;
+use super::{Answer, Caller, Fail, Pin, View};
+use crate::sys::fs::{self as sys, Open, Rename};
+use crate::sys::xattr;
+
+/// What a request makes.
+#[derive(Clone, Copy, Debug)]
+pub enum Make<'a> {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link with its target.
+    Symlink(&'a [u8]),
+    /// A device node, FIFO or socket: type bits and device number.
+    Special(u32, (u32, u32)),
+}
+
+/// Rename flags of `renameat2(2)` that reach a FUSE server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replace {
+    /// The new name's file is displaced.
+    Yes,
+    /// `EEXIST`.
+    No,
+    /// Both change places.
+    Exchange,
+}
+
+/// Where a new file is made before (or while) it gets its name.
+enum Place {
+    /// At its name.
+    Direct,
+    /// In the work directory.
+    Work,
+    /// In a directory of the work directory that has the right default ACL.
+    WithAcl(Vec<u8>),
+}
+
+impl View {
+    /// Makes a file. `umask` is applied unless the directory has a default ACL (acl(5), "object creation").
+    #[allow(clippy::too_many_arguments)]
+    pub fn make(
+        &self,
+        pin: &Pin,
+        parent: u64,
+        name: &[u8],
+        what: Make<'_>,
+        mode: u32,
+        umask: u32,
+        caller: Caller,
+    ) -> Answer<(Arc<Node>, Attributes)> {
+        let node = self.make_node(pin, parent, name, what, mode, umask, caller)?.0;
+        let _names = self.names.read();
+        let attributes = self.attributes(pin, &node)?;
+        self.nodes.remember(&node);
+        Ok((node, attributes))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn make_node(
+        &self,
+        pin: &Pin,
+        parent: u64,
+        name: &[u8],
+        what: Make<'_>,
+        mode: u32,
+        umask: u32,
+        caller: Caller,
+    ) -> Answer<(Arc<Node>, Option<File>)> {
+        let user = self.writable()?;
+        let dir = self.node(pin, parent)?;
+        if name.len() > 255 {
+            return Err(Fail(libc::ENAMETOOLONG));
+        }
+        self.copy_up_dir(pin, &dir)?;
+        let _names = self.names.read();
+        if dir.state().gone {
+            return Err(Fail(libc::ENOENT));
+        }
+        if self.child(pin, &dir, name)?.is_some() {
+            return Err(Fail(libc::EEXIST));
+        }
+        let to = self.upper_dir(&dir)?;
+        let in_the_way = match user.marks.probe(&*to, name)? {
+            Some(Found::Entry(..)) => {
+                // It follows something that the stack does not have any more.
+                let path = [&self.path_of(&dir), &b"/"[..], name].concat();
+                user.set_aside(&*to, name, &path)?;
+                None
+            }
+            other => other,
+        };
+        let whiteout = in_the_way.is_some();
+        let below = self.below(pin, &dir, name)?;
+        let marks = Marks {
+            opaque: matches!(what, Make::Dir) && (whiteout || below.as_ref().is_some_and(|l| l.entry.is_dir())),
+            null_device: matches!(what, Make::Special(libc::S_IFCHR, (0, 0))),
+            ..Marks::default()
+        };
+        let owner = self.attributes(pin, &dir)?;
+        let acl = self.xattr(pin, &dir, DEFAULT_ACL)?;
+        let on_disk = dir.state().upper.as_ref().and_then(|m| m.default_acl.clone());
+        let place = match acl {
+            acl if acl == on_disk && !whiteout && !marks.opaque && !marks.null_device => Place::Direct,
+            Some(acl) => Place::WithAcl(acl),
+            None => Place::Work,
+        };
+        let has_acl = on_disk.is_some() && matches!(place, Place::Direct) || matches!(place, Place::WithAcl(_));
+        let mode = if has_acl { mode } else { mode & !umask } & 0o7777;
+        let setgid = owner.mode & libc::S_ISGID != 0;
+        let gid = if setgid { owner.gid } else { caller.gid };
+        let request = Birth { what, mode, uid: caller.uid, gid, setgid: setgid && matches!(what, Make::Dir) };
+        let file = match place {
+            Place::Direct => self.bear(&*to, name, &request, &marks)?,
+            Place::Work => {
+                let temporary = user.temporary_name();
+                let made = self.bear(&user.work, &temporary, &request, &marks);
+                self.move_into_place(made, &user.work, &temporary, &to, name, whiteout, &request)?
+            }
+            Place::WithAcl(acl) => {
+                let nursery = user.temporary_name();
+                sys::mkdir_at(&user.work, &nursery, 0o700)?;
+                let result = (|| {
+                    let fd = sys::open_at(&user.work, &nursery, Open::DirPath)?;
+                    xattr::set(&fd, DEFAULT_ACL, &acl, xattr::Set::Any)?;
+                    let made = self.bear(&fd, b"new", &request, &marks);
+                    self.move_into_place(made, &fd, b"new", &to, name, whiteout, &request)
+                })();
+                sys::remove_all_at(&user.work, &nursery)?;
+                result?
+            }
+        };
+        self.touched(&dir)?;
+        if matches!(what, Make::Dir) {
+            self.subdirs_changed(&dir, 1);
+        }
+        let node = self.child(pin, &dir, name)?.ok_or(Fail(libc::EIO))?;
+        Ok((node, file))
+    }
+
+    /// Makes the file itself, with its owner, mode and marks.
+    fn bear(&self, dir: impl AsFd, name: &[u8], birth: &Birth<'_>, marks: &Marks) -> Answer<Option<File>> {
+        let user = self.writable()?;
+        let dir = dir.as_fd();
+        let mut open = None;
+        match birth.what {
+            Make::File => open = Some(sys::create_at(dir, name, birth.mode)?),
+            Make::Special(_, _) if marks.null_device => drop(sys::create_at(dir, name, birth.mode)?),
+            Make::Dir => sys::mkdir_at(dir, name, birth.mode)?,
+            Make::Symlink(target) => sys::symlink_at(target, dir, name)?,
+            Make::Special(format, rdev) => sys::mknod_at(dir, name, format | birth.mode, rdev)?,
+        }
+        let finish = || -> Answer<()> {
+            let handle = match &open {
+                Some(file) => OwnedFd::from(file.try_clone()?),
+                None => sys::open_at(dir, name, Open::Path)?,
+            };
+            let born = sys::stat(&handle)?;
+            let mut chowned = false;
+            if born.uid != birth.uid || born.gid != birth.gid {
+                match sys::chown(&handle, Some(birth.uid), Some(birth.gid)) {
+                    Err(e) if e.raw_os_error() == Some(libc::EPERM) && !crate::sys::process::is_root() => {}
+                    r => r?,
+                }
+                chowned = true;
+            }
+            let bits = birth.mode & 0o6000 | if birth.setgid { libc::S_ISGID } else { 0 };
+            let lost = birth.mode & 0o7000 != born.mode & 0o7000;
+            if born.format() != libc::S_IFLNK && (bits != 0 && chowned || lost || birth.setgid) {
+                sys::chmod(&handle, born.mode & 0o777 | birth.mode & 0o7000 | bits)?;
+            }
+            if marks.opaque {
+                user.marks.set_overlay(&handle, "opaque", b"y")?;
+            }
+            if marks.null_device {
+                user.marks.set_own(&handle, "rdev", b"c")?;
+            }
+            Ok(())
+        };
+        if let Err(e) = finish() {
+            let _ = sys::remove_all_at(dir, name);
+            return Err(e);
+        }
+        Ok(open)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn move_into_place(
+        &self,
+        made: Answer<Option<File>>,
+        from: impl AsFd,
+        temporary: &[u8],
+        to: &OwnedFd,
+        name: &[u8],
+        whiteout: bool,
+        birth: &Birth<'_>,
+    ) -> Answer<Option<File>> {
+        let from = from.as_fd();
+        let file = made?;
+        // A directory cannot replace a whiteout (it is a device); they change places.
+        let exchange = whiteout && matches!(birth.what, Make::Dir);
+        let how = match (whiteout, exchange) {
+            (_, true) => Rename::Exchange,
+            (true, _) => Rename::Replace,
+            _ => Rename::NoReplace,
+        };
+        let moved = sys::rename_at(from, temporary, to, name, how);
+        if exchange || moved.is_err() {
+            let _ = sys::remove_all_at(from, temporary);
+        }
+        moved?;
+        Ok(file)
+    }
+
+    /// What the stack has at a name in a directory. The caller holds `names`.
+    pub(crate) fn below(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8]) -> Answer<Option<Lower>> {
+        Ok(match self.lower(pin, dir)? {
+            Some(lower) => lower.child(name)?,
+            None => None,
+        })
+    }
+
+    /// Removes a name that is not a directory's.
+    pub fn unlink(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<()> {
+        let user = self.writable()?;
+        let dir = self.node(pin, parent)?;
+        let node = self.prepare_removal(pin, &dir, name)?;
+        if node.is_dir() {
+            return Err(Fail(libc::EISDIR));
+        }
+        let _names = self.names.write();
+        let ghost = self.attributes(pin, &node)?;
+        let to = self.upper_dir(&dir)?;
+        let below = self.below(pin, &dir, name)?.is_some();
+        match user.marks.probe(&*to, name)? {
+            Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, false)?,
+            Some(Found::Entry(..)) => sys::unlink_at(&*to, name)?,
+            Some(Found::Whiteout) => return Err(Fail(libc::ENOENT)),
+            None if below => user.whiteout(&*to, name)?,
+            None => return Err(Fail(libc::ENOENT)),
+        }
+        self.touched(&dir)?;
+        self.name_removed(&node, &dir, name, ghost);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<()> {
+        let user = self.writable()?;
+        let dir = self.node(pin, parent)?;
+        let node = self.prepare_removal(pin, &dir, name)?;
+        if !node.is_dir() {
+            return Err(Fail(libc::ENOTDIR));
+        }
+        let _names = self.names.write();
+        if !self.is_empty_dir(pin, &node)? {
+            return Err(Fail(libc::ENOTEMPTY));
+        }
+        let ghost = self.attributes(pin, &node)?;
+        let to = self.upper_dir(&dir)?;
+        let below = self.below(pin, &dir, name)?.is_some();
+        match user.marks.probe(&*to, name)? {
+            Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, true)?,
+            Some(Found::Entry(..)) => user.remove_dir(&*to, name)?,
+            Some(Found::Whiteout) => return Err(Fail(libc::ENOENT)),
+            None if below => user.whiteout(&*to, name)?,
+            None => return Err(Fail(libc::ENOENT)),
+        }
+        user.drop_dir(node.id);
+        self.touched(&dir)?;
+        self.subdirs_changed(&dir, -1);
+        self.name_removed(&node, &dir, name, ghost);
+        Ok(())
+    }
+
+    /// Finds what is to be removed and brings up what that needs: the directory, for the whiteout, and a
+    /// hard-link group, for its link count.
+    fn prepare_removal(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8]) -> Answer<Arc<Node>> {
+        let node = {
+            let _names = self.names.read();
+            self.child(pin, dir, name)?.ok_or(Fail(libc::ENOENT))?
+        };
+        self.copy_up_dir(pin, dir)?;
+        let linked = {
+            let state = node.state();
+            !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(|l| l.entry.nlink > 1)
+        };
+        if linked {
+            self.copy_up(pin, &node, Depth::Attributes)?;
+        }
+        Ok(node)
+    }
+
+    fn name_removed(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8], ghost: Attributes) {
+        if node.remove_name(dir.id, name) == 0 {
+            let mut state = node.state();
+            state.gone = true;
+            state.ghost = Some(ghost);
+        }
+    }
+
+    /// Gives a file a further name.
+    pub fn link(&self, pin: &Pin, id: u64, parent: u64, name: &[u8]) -> Answer<(Arc<Node>, Attributes)> {
+        let user = self.writable()?;
+        let node = self.node(pin, id)?;
+        let dir = self.node(pin, parent)?;
+        if node.is_dir() {
+            return Err(Fail(libc::EPERM));
+        }
+        if name.len() > 255 {
+            return Err(Fail(libc::ENAMETOOLONG));
+        }
+        let nameless = {
+            let state = node.state();
+            state.gone && !state.file.as_ref().is_some_and(|f| sys::stat(&**f).is_ok_and(|s| s.nlink > 0))
+        };
+        if nameless {
+            return Err(Fail(libc::ENOENT));
+        }
+        self.copy_up(pin, &node, Depth::Pin)?;
+        self.copy_up_dir(pin, &dir)?;
+        let _names = self.names.read();
+        if dir.state().gone {
+            return Err(Fail(libc::ENOENT));
+        }
+        if self.child(pin, &dir, name)?.is_some() {
+            return Err(Fail(libc::EEXIST));
+        }
+        let to = self.upper_dir(&dir)?;
+        let handle = self.upper_handle(&node)?;
+        match user.marks.probe(&*to, name)? {
+            None => sys::link_fd(&handle, &*to, name)?,
+            Some(found) => {
+                if let Found::Entry(..) = found {
+                    let path = [&self.path_of(&dir), &b"/"[..], name].concat();
+                    user.set_aside(&*to, name, &path)?;
+                }
+                let temporary = user.temporary_name();
+                sys::link_fd(&handle, &user.work, &temporary)?;
+                let moved = sys::rename_at(&user.work, &temporary, &*to, name, Rename::Replace);
+                if moved.is_err() {
+                    let _ = sys::unlink_at(&user.work, &temporary);
+                }
+                moved?;
+            }
+        }
+        self.touched(&dir)?;
+        node.add_name(&dir, name);
+        let attributes = self.attributes(pin, &node)?;
+        self.nodes.remember(&node);
+        Ok((node, attributes))
+    }
+
+    /// Moves a name.
+    pub fn rename(&self, pin: &Pin, from: u64, name: &[u8], to: u64, new: &[u8], how: Replace) -> Answer<()> {
+        self.writable()?;
+        let (d1, d2) = (self.node(pin, from)?, self.node(pin, to)?);
+        if new.len() > 255 {
+            return Err(Fail(libc::ENAMETOOLONG));
+        }
+        for _ in 0..16 {
+            let (a, b) = {
+                let _names = self.names.read();
+                (self.child(pin, &d1, name)?.ok_or(Fail(libc::ENOENT))?, self.child(pin, &d2, new)?)
+            };
+            match (&b, how) {
+                (Some(_), Replace::No) => return Err(Fail(libc::EEXIST)),
+                (None, Replace::Exchange) => return Err(Fail(libc::ENOENT)),
+                (Some(b), _) if b.id == a.id => return Ok(()),
+                _ => {}
+            }
+            self.copy_up_dir(pin, &d1)?;
+            self.copy_up_dir(pin, &d2)?;
+            self.prepare_move(pin, &a)?;
+            if let Some(b) = &b {
+                if how == Replace::Exchange {
+                    self.prepare_move(pin, b)?;
+                } else {
+                    self.prepare_removal(pin, &d2, new)?;
+                }
+            }
+            let _names = self.names.write();
+            let still = |node: &Option<Arc<Node>>, found: &Option<Arc<Node>>| {
+                node.as_ref().map(|n| n.id) == found.as_ref().map(|n| n.id)
+            };
+            let (a2, b2) = (self.child(pin, &d1, name)?, self.child(pin, &d2, new)?);
+            if !still(&Some(a.clone()), &a2) || !still(&b, &b2) || d2.state().gone {
+                continue;
+            }
+            return self.move_name(pin, &Move { a, b, d1: &d1, name, d2: &d2, new, how });
+        }
+        Err(Fail(libc::EBUSY))
+    }
+
+    /// Brings up what is to be moved. A directory keeps what is below it by a pin on its version.
+    fn prepare_move(&self, pin: &Pin, node: &Arc<Node>) -> Answer<()> {
+        if !node.is_dir() {
+            return self.copy_up(pin, node, Depth::Pin);
+        }
+        self.copy_up_dir(pin, node)?;
+        let user = self.writable()?;
+        let lower = {
+            let _names = self.names.read();
+            self.lower(pin, node)?
+        };
+        let pinned = node.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
+        let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
+        let index = &lower.tree.index;
+        let mark = PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
+        user.pin_version(&lower.tree.version)?;
+        let _names = self.names.write();
+        let fd = self.upper_dir(node)?;
+        user.marks.set_own(&*fd, "pin", &mark.encode())?;
+        for other in self.nodes.all() {
+            if node.holds(&other)
+                && let Some(l) = &mut other.state().lower
+            {
+                l.pinned = true;
+            }
+        }
+        if let Some(marks) = &mut node.state().upper {
+            marks.pin = Some(mark);
+        }
+        Ok(())
+    }
+
+    /// The move itself. The caller holds `names` for writing.
+    fn move_name(&self, pin: &Pin, m: &Move<'_>) -> Answer<()> {
+        let user = self.writable()?;
+        let (from, to) = (self.upper_dir(m.d1)?, self.upper_dir(m.d2)?);
+        let below1 = self.below(pin, m.d1, m.name)?;
+        let below2 = self.below(pin, m.d2, m.new)?;
+        let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.entry.is_dir());
+        if m.how == Replace::Exchange {
+            let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
+            if m.a.holds(m.d2) || b.holds(m.d1) {
+                return Err(Fail(libc::EINVAL));
+            }
+            if over_dir(&below2) {
+                self.close_below(&m.a)?;
+            }
+            if over_dir(&below1) {
+                self.close_below(b)?;
+            }
+            sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
+            self.moved(&m.a, m.d1, m.name, m.d2, m.new);
+            self.moved(b, m.d2, m.new, m.d1, m.name);
+            if m.d1.id != m.d2.id && m.a.is_dir() != b.is_dir() {
+                let by = if m.a.is_dir() { 1 } else { -1 };
+                self.subdirs_changed(m.d2, by);
+                self.subdirs_changed(m.d1, -by);
+            }
+            self.touched(m.d1)?;
+            return self.touched(m.d2);
+        }
+        let mut ghost = None;
+        if let Some(b) = &m.b {
+            match (m.a.is_dir(), b.is_dir()) {
+                (true, false) => return Err(Fail(libc::ENOTDIR)),
+                (false, true) => return Err(Fail(libc::EISDIR)),
+                (true, true) if !self.is_empty_dir(pin, b)? => return Err(Fail(libc::ENOTEMPTY)),
+                _ => {}
+            }
+            ghost = Some(self.attributes(pin, b)?);
+        }
+        if m.a.holds(m.d2) {
+            return Err(Fail(libc::EINVAL));
+        }
+        let found = user.marks.probe(&*to, m.new)?;
+        let leave = if below1.is_some() { Rename::Whiteout } else { Rename::Replace };
+        if m.a.is_dir() {
+            if over_dir(&below2) || matches!(found, Some(Found::Whiteout)) {
+                self.close_below(&m.a)?;
+            }
+            match found {
+                Some(Found::Whiteout) => {
+                    sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
+                    if below1.is_none() {
+                        sys::unlink_at(&*from, m.name)?;
+                    }
+                }
+                Some(Found::Entry(stat, _)) if stat.is_dir() => {
+                    // Only marks are left in it. It is closed to what is below before they go.
+                    let dir = sys::open_at(&*to, m.new, Open::Dir)?;
+                    user.marks.set_overlay(&dir, "opaque", b"y")?;
+                    for (name, _) in sys::list(dir.as_fd())? {
+                        sys::remove_all_at(&dir, &name)?;
+                    }
+                    sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
+                }
+                Some(Found::Entry(..)) => {
+                    user.set_aside(&*to, m.new, &self.path_of(&m.a))?;
+                    sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
+                }
+                None => sys::rename_at(&*from, m.name, &*to, m.new, leave)?,
+            }
+        } else {
+            sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
+        }
+        if let (Some(b), Some(ghost)) = (&m.b, ghost) {
+            if b.is_dir() {
+                user.drop_dir(b.id);
+                self.subdirs_changed(m.d2, -1);
+            }
+            self.name_removed(b, m.d2, m.new, ghost);
+        }
+        self.moved(&m.a, m.d1, m.name, m.d2, m.new);
+        if m.a.is_dir() && m.d1.id != m.d2.id {
+            self.subdirs_changed(m.d1, -1);
+            self.subdirs_changed(m.d2, 1);
+        }
+        self.touched(m.d1)?;
+        self.touched(m.d2)
+    }
+
+    /// A moved directory does not merge with what the stack has at its new place: one with a pin stands on
+    /// its own stack, another becomes opaque.
+    fn close_below(&self, node: &Arc<Node>) -> Answer<()> {
+        let user = self.writable()?;
+        let needs = node.is_dir() && node.state().upper.as_ref().is_some_and(|m| m.pin.is_none() && !m.opaque);
+        if needs {
+            user.marks.set_overlay(&*self.upper_dir(node)?, "opaque", b"y")?;
+            let mut state = node.state();
+            state.lower = None;
+            if let Some(marks) = &mut state.upper {
+                marks.opaque = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn moved(&self, node: &Arc<Node>, d1: &Arc<Node>, name: &[u8], d2: &Arc<Node>, new: &[u8]) {
+        node.remove_name(d1.id, name);
+        node.add_name(d2, new);
+    }
+}
+
+/// One rename, found and prepared.
+struct Move<'a> {
+    a: Arc<Node>,
+    b: Option<Arc<Node>>,
+    d1: &'a Arc<Node>,
+    name: &'a [u8],
+    d2: &'a Arc<Node>,
+    new: &'a [u8],
+    how: Replace,
+}
+
+/// A file to be made.
+struct Birth<'a> {
+    what: Make<'a>,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    setgid: bool,
+}

@@ -1,0 +1,269 @@
+//! Inodes of the view, as far as somebody knows them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::attributes::Attributes;
+use super::lower::{Lower, Tree};
+use super::marks::Marks;
+use super::upper::UserLayer;
+use super::{Answer, Fail};
+use crate::layer::index;
+use crate::sys::fs::Stat;
+
+/// The root's number.
+pub const ROOT: u64 = 1;
+/// Numbers of what was born in the user layer: this and the host's inode number.
+pub const BORN: u64 = crate::layer::encode::NUMBER_LIMIT;
+
+/// The number of something that was born in the user layer.
+pub fn born_number(stat: &Stat) -> u64 {
+    BORN + (stat.ino & (BORN - 1))
+}
+
+/// A value that differs when the host gives an inode number to another file: made of its birth time.
+pub fn born_generation(stat: &Stat) -> u64 {
+    (stat.btime.sec as u64) << 30 | u64::from(stat.btime.nsec)
+}
+
+/// An inode of the view.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number, also `st_ino`.
+    pub id: u64,
+    /// Type bits (`S_IFMT`).
+    pub format: u32,
+    /// Tells two files apart that had the same number at different times.
+    pub generation: u64,
+    /// Held while its content is copied up.
+    pub copying: Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// What is known of a node and may change.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Where it stands: directory and name; several for hard links that were looked up.
+    pub names: Vec<(Arc<Node>, Box<[u8]>)>,
+    /// Its part in the stack.
+    pub lower: Option<Lower>,
+    /// The generation that `lower` is right for.
+    pub lower_generation: u64,
+    /// Its part in the user layer.
+    pub upper: Option<Marks>,
+    /// No name leads here any more.
+    pub gone: bool,
+    /// The last attributes of a node that is gone.
+    pub ghost: Option<Attributes>,
+    /// The user's file while it is open.
+    pub file: Option<Arc<File>>,
+    /// The stack's object while it is read through the daemon.
+    pub object: Option<Arc<File>>,
+    /// Open handles whose bytes go through the daemon and the kernel's page cache.
+    pub cached: u32,
+    /// Open handles whose bytes go past the daemon.
+    pub passed: u32,
+    /// Open handles that may write.
+    pub writers: u32,
+    /// Was open for writing past the daemon: its attributes may change unseen.
+    pub unseen: bool,
+    /// Subdirectories of a merged directory, and the generation in which they were counted.
+    pub subdirs: Option<(u64, u32)>,
+}
+
+impl State {
+    /// The content lies in the user's file (not in an object).
+    pub fn owns_content(&self) -> bool {
+        self.upper.as_ref().is_some_and(|m| m.follows.is_none() && m.pin.is_none())
+    }
+}
+
+impl Node {
+    /// A node without names.
+    pub fn new(id: u64, format: u32, generation: u64, state: State) -> Arc<Node> {
+        Arc::new(Node { id, format, generation, copying: Mutex::new(()), state: Mutex::new(state) })
+    }
+
+    /// The root of a view.
+    pub fn root(tree: &Arc<Tree>, user: Option<&UserLayer>, generation: u64) -> Answer<Arc<Node>> {
+        let upper = match user {
+            Some(user) => Some(user.root_marks()?),
+            None => None,
+        };
+        let opaque = upper.as_ref().is_some_and(|m| m.opaque);
+        let entry = tree.index.node(index::ROOT)?;
+        let lower = (!opaque).then(|| Lower { tree: tree.clone(), entry, pinned: false });
+        let state = State { lower, lower_generation: generation, upper, ..State::default() };
+        Ok(Node::new(ROOT, libc::S_IFDIR, 0, state))
+    }
+
+    /// What may change.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.format == libc::S_IFDIR
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.format == libc::S_IFREG
+    }
+
+    /// Its first name.
+    pub fn place(&self) -> Answer<(Arc<Node>, Box<[u8]>)> {
+        self.state().names.first().cloned().ok_or(Fail(libc::ESTALE))
+    }
+
+    /// Adds a name.
+    pub fn add_name(&self, parent: &Arc<Node>, name: &[u8]) {
+        let mut state = self.state();
+        state.gone = false;
+        if self.is_dir() {
+            let known = state.names.first().is_some_and(|(p, n)| p.id == parent.id && **n == *name);
+            if !known {
+                state.names = vec![(parent.clone(), name.into())];
+            }
+        } else if !state.names.iter().any(|(p, n)| p.id == parent.id && **n == *name) {
+            state.names.push((parent.clone(), name.into()));
+        }
+    }
+
+    /// Removes a name; how many known ones are left.
+    pub fn remove_name(&self, parent: u64, name: &[u8]) -> usize {
+        let mut state = self.state();
+        state.names.retain(|(p, n)| !(p.id == parent && **n == *name));
+        state.names.len()
+    }
+
+    /// Whether `other` is this directory or lies beneath it.
+    pub fn holds(&self, other: &Arc<Node>) -> bool {
+        let mut at = other.clone();
+        loop {
+            if at.id == self.id {
+                return true;
+            }
+            match at.place() {
+                Ok((parent, _)) => at = parent,
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    node: Arc<Node>,
+    /// How often the kernel was given this node and has not forgotten it.
+    lookups: u64,
+}
+
+/// The nodes that the kernel, an open handle or a known child needs.
+#[derive(Debug)]
+pub struct Nodes {
+    root: Arc<Node>,
+    known: Mutex<HashMap<u64, Known>>,
+}
+
+impl Nodes {
+    /// A table that holds the root.
+    pub fn new(root: Arc<Node>) -> Nodes {
+        Nodes { root, known: Mutex::default() }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    /// A known node.
+    pub fn get(&self, id: u64) -> Option<Arc<Node>> {
+        if id == ROOT {
+            return Some(self.root.clone());
+        }
+        self.known.lock().get(&id).map(|k| k.node.clone())
+    }
+
+    /// The known node of that number, or the one that `make` makes.
+    pub fn get_or_add(&self, id: u64, make: impl FnOnce() -> Arc<Node>) -> Arc<Node> {
+        if id == ROOT {
+            return self.root.clone();
+        }
+        self.known.lock().entry(id).or_insert_with(|| Known { node: make(), lookups: 0 }).node.clone()
+    }
+
+    /// Puts a node in the place of another with the same number, which was deleted and whose number the host
+    /// gave away again.
+    pub fn replace(&self, node: &Arc<Node>) {
+        self.known.lock().insert(node.id, Known { node: node.clone(), lookups: 0 });
+    }
+
+    /// The kernel was given the node once more.
+    pub fn remember(&self, node: &Arc<Node>) {
+        if node.id != ROOT {
+            let mut known = self.known.lock();
+            let entry = known.entry(node.id).or_insert_with(|| Known { node: node.clone(), lookups: 0 });
+            entry.lookups += 1;
+        }
+    }
+
+    /// The kernel forgot the node `count` times.
+    pub fn forget(&self, id: u64, count: u64) {
+        // What is dropped is dropped outside the lock: a node holds its parents.
+        let mut dropped = Vec::new();
+        let mut known = self.known.lock();
+        if let Some(entry) = known.get_mut(&id) {
+            entry.lookups = entry.lookups.saturating_sub(count);
+        }
+        let mut next = Some(id);
+        while let Some(id) = next.take() {
+            let free = known.get(&id).is_some_and(|k| k.lookups == 0 && Arc::strong_count(&k.node) == 1);
+            if free && let Some(entry) = known.remove(&id) {
+                next = entry.node.state().names.pop().map(|(parent, _)| parent.id);
+                dropped.push(entry.node);
+            }
+        }
+        drop(known);
+    }
+
+    /// Drops nodes that nobody needs: those that a request held when the kernel forgot them.
+    pub fn sweep(&self) {
+        loop {
+            let mut dropped = Vec::new();
+            let mut known = self.known.lock();
+            known.retain(|_, k| {
+                let keep = k.lookups > 0 || Arc::strong_count(&k.node) > 1;
+                if !keep {
+                    dropped.push(k.node.clone());
+                }
+                keep
+            });
+            drop(known);
+            if dropped.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// How many nodes are known.
+    pub fn len(&self) -> usize {
+        self.known.lock().len() + 1
+    }
+
+    /// Never: the root is always known.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Every known node.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        let mut out: Vec<_> = self.known.lock().values().map(|k| k.node.clone()).collect();
+        out.push(self.root.clone());
+        out
+    }
+}

@@ -1,0 +1,337 @@
+//! From names and numbers to nodes.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::attributes::Attributes;
+use super::lower::{Lower, Tree};
+use super::marks::{Found, Marks, PinMark};
+use super::node::{BORN, Node, ROOT, State, born_generation, born_number};
+use super::{Answer, Fail, Pin, View};
+use crate::layer::index;
+use crate::store::Digest;
+use crate::sys::fs::{self as sys, Open, Stat};
+
+impl View {
+    /// Looks a name up; the kernel is given the node. `None`: no such name.
+    pub fn lookup(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<Option<(Arc<Node>, Attributes)>> {
+        let dir = self.node(pin, parent)?;
+        let _names = self.names.read();
+        let found = match name {
+            b"." => Some(dir),
+            b".." => Some(dir.place().map(|(up, _)| up).unwrap_or(dir)),
+            _ => self.child(pin, &dir, name)?,
+        };
+        let Some(node) = found else { return Ok(None) };
+        let attributes = self.attributes(pin, &node)?;
+        self.nodes.remember(&node);
+        Ok(Some((node, attributes)))
+    }
+
+    /// The kernel forgot a node `count` times.
+    pub fn forget(&self, id: u64, count: u64) {
+        self.nodes.forget(id, count);
+    }
+
+    /// The node at a name in a directory. The caller holds `names`.
+    pub(crate) fn child(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8]) -> Answer<Option<Arc<Node>>> {
+        if !dir.is_dir() {
+            return Err(Fail(libc::ENOTDIR));
+        }
+        if name.len() > 255 {
+            return Err(Fail(libc::ENAMETOOLONG));
+        }
+        let below = |v: &View| -> Answer<Option<Lower>> {
+            Ok(match v.lower(pin, dir)? {
+                Some(lower) => lower.child(name)?,
+                None => None,
+            })
+        };
+        let (has_upper, gone) = {
+            let s = dir.state();
+            (s.upper.is_some(), s.gone)
+        };
+        if gone {
+            return Ok(None);
+        }
+        if has_upper && let Some(user) = &self.user {
+            match user.marks.probe(&*self.upper_dir(dir)?, name)? {
+                Some(Found::Whiteout) => return Ok(None),
+                Some(Found::Entry(stat, marks)) => {
+                    if let Some(node) = self.upper_child(pin, dir, name, &stat, marks, below(self)?)? {
+                        return Ok(Some(node));
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(below(self)?.map(|lower| self.lower_child(pin, dir, name, lower)))
+    }
+
+    fn lower_child(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8], lower: Lower) -> Arc<Node> {
+        let (id, format) = (lower.entry.number, lower.entry.format());
+        let generation = pin.0.number;
+        let node = self.nodes.get_or_add(id, || {
+            let state = State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
+            Node::new(id, format, 0, state)
+        });
+        {
+            let mut state = node.state();
+            if state.lower.is_none() || state.lower_generation < generation {
+                state.lower = Some(lower);
+                state.lower_generation = generation;
+            }
+        }
+        node.add_name(dir, name);
+        node
+    }
+
+    /// The node of an entry of the user layer; `None` where it follows something that is not there.
+    fn upper_child(
+        &self,
+        pin: &Pin,
+        dir: &Arc<Node>,
+        name: &[u8],
+        stat: &Stat,
+        marks: Marks,
+        below: Option<Lower>,
+    ) -> Answer<Option<Arc<Node>>> {
+        let format = if marks.null_device { libc::S_IFCHR } else { stat.format() };
+        let lower;
+        let id;
+        let mut generation = 0;
+        if stat.is_dir() {
+            lower = match &marks.pin {
+                Some(pin_mark) => Some(self.pinned_lower(pin_mark)?),
+                None if marks.opaque => None,
+                None => below.filter(|l| l.entry.is_dir()),
+            };
+            id = marks.number.unwrap_or_else(|| born_number(stat));
+        } else if marks.follows.is_some() && marks.pin.is_none() {
+            // It shows nothing where the stack has nothing of its type to follow.
+            match below.filter(|l| l.entry.format() == format) {
+                Some(found) => {
+                    id = found.entry.number;
+                    lower = Some(found);
+                }
+                None => return Ok(None),
+            }
+        } else {
+            lower = None;
+            id = marks.number.unwrap_or_else(|| born_number(stat));
+        }
+        if id >= BORN {
+            generation = born_generation(stat);
+        }
+        let make = || {
+            let state = State {
+                lower: lower.clone(),
+                lower_generation: pin.0.number,
+                upper: Some(marks.clone()),
+                ..State::default()
+            };
+            Node::new(id, format, generation, state)
+        };
+        let mut node = self.nodes.get_or_add(id, make);
+        if node.format != format || node.generation != generation {
+            // The host gave the inode number of a deleted file to this one.
+            node = make();
+            self.nodes.replace(&node);
+        }
+        {
+            let mut state = node.state();
+            if state.upper.is_none() {
+                state.upper = Some(marks);
+            }
+            if lower.is_some() && (state.lower.is_none() || state.lower_generation < pin.0.number) {
+                state.lower = lower;
+                state.lower_generation = pin.0.number;
+            }
+        }
+        node.add_name(dir, name);
+        Ok(Some(node))
+    }
+
+    /// The part of a node in the stack of the request's generation.
+    pub(crate) fn lower(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Option<Lower>> {
+        {
+            let state = node.state();
+            let fixed = state.lower.as_ref().is_some_and(|l| l.pinned)
+                || state.upper.as_ref().is_some_and(|m| m.opaque || (m.pin.is_some() && !node.is_dir()))
+                || state.gone;
+            if fixed || state.lower_generation >= pin.0.number {
+                return Ok(state.lower.clone());
+            }
+        }
+        let tree = &pin.0.tree;
+        let found = if node.id == ROOT {
+            Some(tree.index.node(index::ROOT)?)
+        } else if node.id < BORN {
+            tree.index.by_number(node.id)?
+        } else if node.is_dir() {
+            // Made by the user: it lies over a directory of the same path, if the stack has one.
+            let (parent, name) = node.place()?;
+            match self.lower(pin, &parent)? {
+                Some(lower) => lower.child(&name)?.filter(|l| l.entry.is_dir()).map(|l| l.entry),
+                None => None,
+            }
+        } else {
+            None
+        };
+        let mut state = node.state();
+        if state.lower_generation < pin.0.number {
+            match found {
+                Some(entry) => state.lower = Some(Lower { tree: tree.clone(), entry, pinned: false }),
+                None if node.is_dir() => {
+                    // Old handles of a directory that is not there any more see an empty one.
+                    state.lower = None;
+                }
+                // Old handles of a file keep what they opened.
+                None => {}
+            }
+            state.subdirs = None;
+            state.lower_generation = pin.0.number;
+        }
+        Ok(state.lower.clone())
+    }
+
+    /// The directory of a version that the user moved.
+    fn pinned_lower(&self, mark: &PinMark) -> Answer<Lower> {
+        let PinMark::Dir(version, digest, path) = mark else {
+            log::error!("a directory of the user layer has a file's pin");
+            return Err(Fail(libc::EUCLEAN));
+        };
+        let tree = self.pinned_tree(version)?;
+        let entry = tree.index.find(path)?.filter(index::Node::is_dir);
+        match entry {
+            Some(entry) if tree.index.dir_digest(&entry)? == *digest => Ok(Lower { tree, entry, pinned: true }),
+            _ => {
+                log::error!("a pin names a directory that version {version} does not have");
+                Err(Fail(libc::EUCLEAN))
+            }
+        }
+    }
+
+    /// The tree of a version that something moved stands on.
+    pub(crate) fn pinned_tree(&self, version: &Digest) -> Answer<Arc<Tree>> {
+        let current = self.generation.read().tree.clone();
+        if current.version == *version {
+            return Ok(current);
+        }
+        if let Some(tree) = self.pinned_trees.lock().get(version) {
+            return Ok(tree.clone());
+        }
+        let tree = Tree::open(&self.store, version)?;
+        self.pinned_trees.lock().insert(*version, tree.clone());
+        Ok(tree)
+    }
+
+    /// A directory of the user layer, open. The caller holds `names`, and the node has an upper part.
+    pub(crate) fn upper_dir(&self, node: &Arc<Node>) -> Answer<Arc<OwnedFd>> {
+        let user = self.user.as_ref().ok_or(Fail(libc::EROFS))?;
+        if node.id == ROOT {
+            return Ok(user.top.clone());
+        }
+        if let Some(fd) = user.kept_dir(node.id) {
+            return Ok(fd);
+        }
+        let (parent, name) = node.place()?;
+        let fd = sys::open_at(&*self.upper_dir(&parent)?, &name, Open::DirPath)?;
+        Ok(user.keep_dir(node.id, fd))
+    }
+
+    /// A descriptor (`O_PATH`) of a node's part in the user layer. The caller holds `names`.
+    pub(crate) fn upper_handle(&self, node: &Arc<Node>) -> Answer<OwnedFd> {
+        let file = node.state().file.clone();
+        if let Some(file) = file {
+            return Ok(file.try_clone()?.into());
+        }
+        if node.is_dir() {
+            return Ok(self.upper_dir(node)?.try_clone()?);
+        }
+        let (parent, name) = node.place()?;
+        Ok(sys::open_at(&*self.upper_dir(&parent)?, &name, Open::Path)?)
+    }
+
+    /// The node of a number: a known one, or one that the kernel forgot and asks for again by a file handle.
+    pub fn node(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
+        match self.nodes.get(id) {
+            Some(node) => Ok(node),
+            None => self.find_again(pin, id),
+        }
+    }
+
+    fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
+        let _names = self.names.read();
+        if id < BORN
+            && let Some(entry) = pin.0.tree.index.by_number(id)?
+        {
+            for name in pin.0.tree.index.group(&entry)? {
+                let path = pin.0.tree.index.path(&name)?;
+                if let Some(node) = self.walk(pin, &path)?
+                    && node.id == id
+                {
+                    return Ok(node);
+                }
+            }
+        }
+        match &self.user {
+            Some(_) => self.search(pin, &self.nodes.root().clone(), id)?.ok_or(Fail(libc::ESTALE)),
+            None => Err(Fail(libc::ESTALE)),
+        }
+    }
+
+    /// The node at a path of the view. The caller holds `names`.
+    pub(crate) fn walk(&self, pin: &Pin, path: &[u8]) -> Answer<Option<Arc<Node>>> {
+        let mut at = self.nodes.root().clone();
+        for name in path.split(|c| *c == b'/').filter(|n| !n.is_empty()) {
+            if !at.is_dir() {
+                return Ok(None);
+            }
+            match self.child(pin, &at, name)? {
+                Some(node) => at = node,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Looks for a number in the user layer's directories: the last resort for a moved file's handle.
+    fn search(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
+        use std::os::fd::AsFd;
+        if dir.state().upper.is_none() {
+            return Ok(None);
+        }
+        let fd = self.upper_dir(dir)?;
+        for (name, format) in sys::list(fd.as_fd())? {
+            if format == libc::S_IFCHR {
+                continue;
+            }
+            if format != libc::S_IFDIR && id >= BORN && sys::stat_at(&*fd, &name).is_ok_and(|s| born_number(&s) != id) {
+                continue;
+            }
+            let Some(node) = self.child(pin, dir, &name)? else { continue };
+            if node.id == id {
+                return Ok(Some(node));
+            }
+            if node.is_dir()
+                && let Some(found) = self.search(pin, &node, id)?
+            {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The path of a node in the view, without a leading slash.
+    pub(crate) fn path_of(&self, node: &Arc<Node>) -> Vec<u8> {
+        let mut names: Vec<Box<[u8]>> = Vec::new();
+        let mut at = node.clone();
+        while let Ok((parent, name)) = at.place() {
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+}

@@ -1,0 +1,325 @@
+//! The swap: another stack under a live view.
+//!
+//! [`View::exchange`] is the swap itself: one pointer. Before it, [`conflicts`] holds the difference against the
+//! user layer; after it, when no request of the old generation is left, [`View::notices`] says what the kernel
+//! must be told. Nothing here writes into the user layer.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::lower::Tree;
+use super::marks::{Found, Namespace, PinMark};
+use super::node::BORN;
+use super::{Generation, View};
+use crate::error::{Doing, Result};
+use crate::layer::diff::{Change, Kind};
+use crate::store::Digest;
+use crate::sys::fs::{self as sys, Open};
+
+/// Something that the kernel must be told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Notice {
+    /// A name in a directory leads elsewhere, or nowhere, or somewhere now.
+    Entry(u64, Vec<u8>),
+    /// A directory lists other names, and its attributes differ.
+    Inode(u64),
+    /// Only attributes differ.
+    Attributes(u64),
+}
+
+/// Where the user layer and a swap meet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// The path in the view.
+    pub path: String,
+    /// Which case it is (see [`Case`]).
+    pub case: Case,
+    /// One sentence for a person.
+    pub explanation: String,
+}
+
+/// The ways in which a user layer hides what a target ships.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    /// The user's file stands over one that the target changed.
+    ShadowsChanged,
+    /// A whiteout hides a path that the target newly ships.
+    HidesNew,
+    /// An opaque or moved directory hides what the target newly ships.
+    OpaqueHidesNew,
+    /// The user's copy is what the target ships too.
+    EqualToTarget,
+    /// The user's file stands where the target has a directory.
+    FileOverDirectory,
+    /// The user's directory stands where the target has a file.
+    DirectoryOverFile,
+    /// A directory that the user moved comes from a path that the target does not have.
+    RenamedSourceGone,
+}
+
+impl Case {
+    fn explanation(self) -> &'static str {
+        match self {
+            Case::ShadowsChanged => "the user's file hides the target's new content",
+            Case::HidesNew => "the user deleted this path; what the target ships here stays hidden",
+            Case::OpaqueHidesNew => "a directory that the user replaced or moved hides what the target ships here",
+            Case::EqualToTarget => "the user's copy is equal to what the target ships",
+            Case::FileOverDirectory => "the user's file stands where the target has a directory",
+            Case::DirectoryOverFile => "the user's directory stands where the target has a file",
+            Case::RenamedSourceGone => "the user moved this directory; the target does not have it, the moved one stays",
+        }
+    }
+}
+
+/// What a user layer has at a path of the stack, seen from a swap.
+enum Spot {
+    /// A directory that merges with the stack's.
+    Merged(OwnedFd),
+    /// Nothing: the stack is seen.
+    Untouched,
+    /// A whiteout or a file of the user's.
+    Hidden,
+    /// A directory that hides what lies below it.
+    Opaque,
+}
+
+struct Above<'a> {
+    marks: Namespace,
+    top: &'a OwnedFd,
+    spots: HashMap<Vec<u8>, Arc<Spot>>,
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|c| *c == b'/') {
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (b"", path),
+    }
+}
+
+impl Above<'_> {
+    fn spot(&mut self, path: &[u8]) -> Result<Arc<Spot>> {
+        if let Some(spot) = self.spots.get(path) {
+            return Ok(spot.clone());
+        }
+        let doing = "reading the user layer";
+        let spot = if path.is_empty() {
+            let marks = self.marks.read(self.top).doing(doing)?;
+            if marks.opaque { Spot::Opaque } else { Spot::Merged(self.top.try_clone().doing(doing)?) }
+        } else {
+            let (parent, name) = split(path);
+            match &*self.spot(parent)? {
+                Spot::Untouched => Spot::Untouched,
+                Spot::Hidden => Spot::Hidden,
+                Spot::Opaque => Spot::Opaque,
+                Spot::Merged(dir) => match self.marks.probe(dir, name).doing(doing)? {
+                    None => Spot::Untouched,
+                    Some(Found::Whiteout) => Spot::Hidden,
+                    Some(Found::Entry(stat, marks)) if stat.is_dir() => {
+                        if marks.opaque || marks.pin.is_some() {
+                            Spot::Opaque
+                        } else {
+                            Spot::Merged(sys::open_at(dir, name, Open::DirPath).doing(doing)?)
+                        }
+                    }
+                    Some(Found::Entry(_, marks)) if marks.follows.is_some() && marks.pin.is_none() => Spot::Untouched,
+                    Some(Found::Entry(..)) => Spot::Hidden,
+                },
+            }
+        };
+        let spot = Arc::new(spot);
+        self.spots.insert(path.to_vec(), spot.clone());
+        Ok(spot)
+    }
+}
+
+/// Holds the difference of two versions against a user layer. Of what one directory hides, the topmost path
+/// is named.
+pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<Conflict>> {
+    let top = sys::open_dir(user).at("opening the user layer", user)?;
+    let marks = Namespace::for_process();
+    let mut above = Above { marks, top: &top, spots: HashMap::new() };
+    let mut out = Vec::new();
+    let mut covered: HashSet<Vec<u8>> = HashSet::new();
+    let mut moved: Option<BTreeSet<Vec<u8>>> = None;
+    for change in changes.iter().filter(|c| !c.path.is_empty()) {
+        let (parent, name) = split(&change.path);
+        if covered.contains(parent) {
+            covered.insert(change.path.clone());
+            continue;
+        }
+        let case = match &*above.spot(parent)? {
+            Spot::Untouched => None,
+            Spot::Hidden => (change.kind == Kind::Added).then_some(Case::HidesNew),
+            Spot::Opaque => matches!(change.kind, Kind::Added | Kind::Content | Kind::Type).then_some(Case::OpaqueHidesNew),
+            Spot::Merged(dir) => {
+                let found = marks.probe(dir, name).doing("reading the user layer")?;
+                if change.kind == Kind::Removed && change.old.is_some_and(|n| n.is_dir()) && matches!(found, Some(Found::Whiteout)) {
+                    if moved.is_none() {
+                        let mut sources = BTreeSet::new();
+                        moved_sources(marks, top.as_fd(), &mut sources).doing("reading the user layer")?;
+                        moved = Some(sources);
+                    }
+                    moved.as_ref().is_some_and(|m| m.contains(&change.path)).then_some(Case::RenamedSourceGone)
+                } else {
+                    judge(change, dir, name, found, target)?
+                }
+            }
+        };
+        if let Some(case) = case {
+            covered.insert(change.path.clone());
+            out.push(Conflict {
+                path: String::from_utf8_lossy(&change.path).into_owned(),
+                case,
+                explanation: case.explanation().into(),
+            });
+        }
+    }
+    Ok(out)
+}
+
+fn judge(change: &Change, dir: &OwnedFd, name: &[u8], found: Option<Found>, target: &Tree) -> Result<Option<Case>> {
+    let Some(new) = &change.new else { return Ok(None) };
+    Ok(match found {
+        None => None,
+        Some(Found::Whiteout) => (change.kind == Kind::Added).then_some(Case::HidesNew),
+        Some(Found::Entry(stat, _)) if stat.is_dir() => (!new.is_dir()).then_some(Case::DirectoryOverFile),
+        Some(Found::Entry(_, marks)) if marks.follows.is_some() && marks.pin.is_none() => None,
+        Some(Found::Entry(..)) if new.is_dir() => Some(Case::FileOverDirectory),
+        Some(Found::Entry(stat, marks)) => {
+            if change.kind == Kind::Metadata {
+                None
+            } else if new.is_file() && stat.is_file() && stat.size == new.size {
+                let digest = match marks.pin {
+                    Some(PinMark::Object(digest, _)) => digest,
+                    _ => {
+                        let file = sys::open_at(dir, name, Open::Read).doing("reading the user layer")?;
+                        Digest::of_reader(std::fs::File::from(file)).doing("reading the user layer")?.0
+                    }
+                };
+                let equal = digest == target.index.object(new)?;
+                Some(if equal { Case::EqualToTarget } else { Case::ShadowsChanged })
+            } else {
+                Some(Case::ShadowsChanged)
+            }
+        }
+    })
+}
+
+/// The paths in the stack that moved directories come from.
+fn moved_sources(marks: Namespace, dir: std::os::fd::BorrowedFd<'_>, out: &mut BTreeSet<Vec<u8>>) -> std::io::Result<()> {
+    for (name, format) in sys::list(dir)? {
+        if format != libc::S_IFDIR {
+            continue;
+        }
+        let fd = sys::open_at(dir, &name, Open::DirPath)?;
+        if let Some(PinMark::Dir(_, _, path)) = marks.read(&fd)?.pin {
+            out.insert(path);
+        }
+        moved_sources(marks, fd.as_fd(), out)?;
+    }
+    Ok(())
+}
+
+/// The first path that a swap would remove or turn into something else while a mount stands on or beneath it.
+/// `mounts` are paths in the view, without a leading slash.
+pub fn blocking_mount(changes: &[Change], mounts: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let changed: HashMap<&[u8], Kind> =
+        changes.iter().filter(|c| matches!(c.kind, Kind::Removed | Kind::Type | Kind::Content)).map(|c| (&c.path[..], c.kind)).collect();
+    mounts.iter().find_map(|mount| {
+        let mut at: &[u8] = mount;
+        loop {
+            if !at.is_empty() && changed.contains_key(at) {
+                return Some(mount.clone());
+            }
+            if at.is_empty() {
+                return None;
+            }
+            at = split(at).0;
+        }
+    })
+}
+
+impl View {
+    /// Puts another stack under the view. Requests that begin from now on see it; gives back the old
+    /// generation, on which running requests still hold.
+    pub fn exchange(&self, tree: Arc<Tree>) -> Arc<Generation> {
+        let mut current = self.generation.write();
+        let number = current.number + 1;
+        std::mem::replace(&mut *current, Arc::new(Generation { number, tree }))
+    }
+
+    /// Whether no request of an exchanged generation is left.
+    pub fn drained(old: &Arc<Generation>) -> bool {
+        Arc::strong_count(old) == 1
+    }
+
+    /// What the kernel may know wrong after an exchange.
+    pub fn notices(&self, changes: &[Change], old: &Tree, new: &Tree) -> Result<Vec<Notice>> {
+        let mut out = Vec::new();
+        let mut dirs: BTreeSet<u64> = BTreeSet::new();
+        // Directories that the user made may lie over directories of the stack, under numbers of their own.
+        let mut born: HashMap<Vec<u8>, u64> = HashMap::new();
+        {
+            let _names = self.names.read();
+            for node in self.nodes.all() {
+                if node.is_dir() && node.id >= BORN && !node.state().gone {
+                    born.insert(self.path_of(&node), node.id);
+                }
+            }
+        }
+        for change in changes {
+            let side = match (&change.old, &change.new) {
+                (Some(node), _) => (node, &old.index),
+                (None, Some(node)) => (node, &new.index),
+                (None, None) => continue,
+            };
+            if change.path.is_empty() {
+                out.push(Notice::Attributes(super::node::ROOT));
+                continue;
+            }
+            let (path, name) = split(&change.path);
+            let number = side.1.node(side.0.parent)?.number;
+            let parent = match (born.get(path), self.nodes.get(number)) {
+                (Some(id), _) => *id,
+                (None, Some(node)) if !node.state().lower.as_ref().is_some_and(|l| l.pinned) => node.id,
+                _ => continue,
+            };
+            let known = change.old.as_ref().is_none_or(|n| self.nodes.get(n.number).is_some());
+            let same_number = match (&change.old, &change.new) {
+                (Some(a), Some(b)) => a.number == b.number,
+                _ => false,
+            };
+            match change.kind {
+                Kind::Metadata if same_number => {
+                    if known {
+                        out.push(Notice::Attributes(side.0.number));
+                    }
+                }
+                Kind::Content | Kind::Metadata => {
+                    if known {
+                        out.push(Notice::Entry(parent, name.to_vec()));
+                    }
+                    dirs.insert(parent);
+                }
+                Kind::Added | Kind::Removed | Kind::Type => {
+                    if known {
+                        out.push(Notice::Entry(parent, name.to_vec()));
+                    }
+                    dirs.insert(parent);
+                }
+            }
+        }
+        out.extend(dirs.into_iter().map(Notice::Inode));
+        Ok(out)
+    }
+
+    /// Takes what has to be told to the kernel besides swaps.
+    pub fn take_notices(&self) -> Vec<Notice> {
+        std::mem::take(&mut *self.notices.lock())
+    }
+}

@@ -1,0 +1,233 @@
+//! The user layer on disk: its directories, its work directory, its pin ledger.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::marks::{Changed, Marks, Namespace};
+use crate::error::{Doing, Error, Result};
+use crate::store::Digest;
+use crate::store::desktops::Desktop;
+use crate::sys::fs::{self as sys, Open, Rename};
+
+/// Directories of the user layer that are kept open.
+const OPEN_DIRS: usize = 512;
+
+/// Names in the work directory that this program makes begin so; the rest is not ours.
+const TEMPORARY: &str = "#";
+
+/// A user layer, open for reading and writing.
+#[derive(Debug)]
+pub struct UserLayer {
+    /// The upper directory.
+    pub top: Arc<OwnedFd>,
+    /// The work directory, in the same file system.
+    pub work: OwnedFd,
+    /// What its marks are called.
+    pub marks: Namespace,
+    aside: OwnedFd,
+    dirs: Mutex<LruCache<u64, Arc<OwnedFd>>>,
+    counter: AtomicU64,
+    desktop: Desktop,
+    pins: Mutex<HashSet<Digest>>,
+}
+
+impl UserLayer {
+    /// Opens a desktop's user layer; makes sure that its file system can hold the marks, and clears the work
+    /// directory of what an earlier daemon left.
+    pub fn open(desktop: &Desktop) -> Result<UserLayer> {
+        let (user, work) = (desktop.user_layer()?, desktop.work_dir()?);
+        let top = sys::open_dir(&user).at("opening the user layer", &user)?;
+        let work_fd = sys::open_dir(&work).at("opening the work directory", &work)?;
+        let aside = desktop.dir().join("set-aside");
+        let aside = sys::open_dir(&aside).at("opening", &aside)?;
+        let (a, b) = (sys::stat(&top).at("reading", &user)?, sys::stat(&work_fd).at("reading", &work)?);
+        if a.dev != b.dev {
+            return Err(Error::Failed(format!(
+                "{} and {} must lie in one file system: files are moved between them",
+                user.display(),
+                work.display()
+            )));
+        }
+        let layer = UserLayer {
+            top: Arc::new(top),
+            work: work_fd,
+            marks: Namespace::for_process(),
+            aside,
+            dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
+            counter: AtomicU64::new(0),
+            desktop: desktop.clone(),
+            pins: Mutex::new(desktop.pins()?.into_iter().collect()),
+        };
+        layer.clear_work().at("clearing the work directory", &work)?;
+        layer.check_marks(&user)?;
+        layer.begin().at("preparing the user layer", &user)?;
+        Ok(layer)
+    }
+
+    fn clear_work(&self) -> io::Result<()> {
+        for (name, _) in sys::list(self.work.as_fd())? {
+            if name.starts_with(TEMPORARY.as_bytes()) {
+                sys::remove_all_at(&self.work, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_marks(&self, user: &Path) -> Result<()> {
+        let cannot = |what: &str, e: io::Error| {
+            Error::Failed(format!(
+                "the file system of {} cannot hold a user layer: {what}: {}. Use ext4, XFS, btrfs or tmpfs, or give \
+                 another place with `reroot create --user-layer DIR`",
+                user.display(),
+                crate::error::words(&e)
+            ))
+        };
+        let name = self.temporary_name();
+        sys::mkdir_at(&self.work, &name, 0o700).map_err(|e| match e.raw_os_error() {
+            Some(libc::EROFS) => Error::Failed(format!(
+                "the user layer {} is read-only; mount with -o ro, or make it writable",
+                user.display()
+            )),
+            _ => cannot("a directory cannot be made", e),
+        })?;
+        let result = (|| {
+            let fd = sys::open_at(&self.work, &name, Open::DirPath).map_err(|e| cannot("opening", e))?;
+            self.marks.set_own(&fd, "meta", b"").map_err(|e| cannot("extended attributes", e))?;
+            let mark = b"whiteout";
+            sys::mknod_at(&fd, mark, libc::S_IFCHR, (0, 0)).map_err(|e| cannot("whiteouts", e))
+        })();
+        let _ = sys::remove_all_at(&self.work, &name);
+        result
+    }
+
+    /// A user layer that nothing was written into follows the stack in the root's attributes too.
+    fn begin(&self) -> io::Result<()> {
+        let marks = self.marks.read(&*self.top)?;
+        if marks.follows.is_none() && sys::list(self.top.as_fd())?.is_empty() {
+            self.marks.set_own(&*self.top, "ino", b"1")?;
+            self.marks.set_own(&*self.top, "meta", &Changed::default().encode())?;
+        }
+        Ok(())
+    }
+
+    /// The marks of its top directory.
+    pub fn root_marks(&self) -> io::Result<Marks> {
+        self.marks.read(&*self.top)
+    }
+
+    /// A name in the work directory that is not in use.
+    pub fn temporary_name(&self) -> Vec<u8> {
+        format!("{TEMPORARY}{}", self.counter.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    /// An open directory of the user layer that was kept.
+    pub fn kept_dir(&self, id: u64) -> Option<Arc<OwnedFd>> {
+        self.dirs.lock().get(&id).cloned()
+    }
+
+    /// Keeps a directory open.
+    pub fn keep_dir(&self, id: u64, fd: OwnedFd) -> Arc<OwnedFd> {
+        let fd = Arc::new(fd);
+        self.dirs.lock().put(id, fd.clone());
+        fd
+    }
+
+    /// The directory is not that of this node any more.
+    pub fn drop_dir(&self, id: u64) {
+        self.dirs.lock().pop(&id);
+    }
+
+    /// Makes a whiteout: a link to a shared one where that is possible.
+    pub fn whiteout(&self, dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+        const SHARED: &[u8] = b"#whiteout";
+        for _ in 0..2 {
+            match sys::link_at(&self.work, SHARED, dir.as_fd(), name) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(e) if e.raw_os_error() == Some(libc::EMLINK) => sys::unlink_at(&self.work, SHARED)?,
+                r => return r,
+            }
+            match sys::mknod_at(&self.work, SHARED, libc::S_IFCHR, (0, 0)) {
+                Err(e) if e.raw_os_error() != Some(libc::EEXIST) => return Err(e),
+                _ => {}
+            }
+        }
+        sys::mknod_at(dir, name, libc::S_IFCHR, (0, 0))
+    }
+
+    /// Puts a whiteout in the place of whatever stands at `name`, which is removed; both at once.
+    pub fn replace_by_whiteout(&self, dir: impl AsFd, name: &[u8], is_dir: bool) -> io::Result<()> {
+        let temporary = self.temporary_name();
+        self.whiteout(&self.work, &temporary)?;
+        let how = if is_dir { Rename::Exchange } else { Rename::Replace };
+        let result = sys::rename_at(&self.work, &temporary, dir, name, how);
+        if is_dir || result.is_err() {
+            sys::remove_all_at(&self.work, &temporary)?;
+        } else {
+            // Renaming one link of a file over another of the same file does nothing.
+            let _ = sys::unlink_at(&self.work, &temporary);
+        }
+        result
+    }
+
+    /// Removes a directory of the user layer with the marks in it.
+    pub fn remove_dir(&self, dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+        match sys::rmdir_at(dir.as_fd(), name) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST)) => {}
+            r => return r,
+        }
+        let temporary = self.temporary_name();
+        sys::rename_at(dir, name, &self.work, &temporary, Rename::NoReplace)?;
+        sys::remove_all_at(&self.work, &temporary)
+    }
+
+    /// Moves what stands in the way out of the user layer, into `set-aside/`, under a name made of its path.
+    pub fn set_aside(&self, dir: impl AsFd, name: &[u8], path: &[u8]) -> io::Result<()> {
+        let mut flat: Vec<u8> = path.iter().map(|c| if *c == b'/' { b'%' } else { *c }).collect();
+        flat.truncate(180);
+        flat.extend_from_slice(format!(".{}.{}", sys::Time::now().sec, self.counter.fetch_add(1, Ordering::Relaxed)).as_bytes());
+        match sys::rename_at(dir.as_fd(), name, &self.aside, &flat, Rename::NoReplace) {
+            Err(e) if e.raw_os_error() == Some(libc::EXDEV) => {
+                // The user layer lies elsewhere: it stays beside it.
+                let kept = [b"aside-", &flat[..]].concat();
+                sys::rename_at(dir, name, &self.work, &kept, Rename::NoReplace)
+            }
+            r => r,
+        }
+    }
+
+    /// Makes sure that the ledger on disk names a version, before a mark is made that needs its objects.
+    pub fn pin_version(&self, version: &Digest) -> Result<()> {
+        if self.pins.lock().contains(version) {
+            return Ok(());
+        }
+        self.desktop.pin(version)?;
+        self.pins.lock().insert(*version);
+        Ok(())
+    }
+
+    /// The desktop that it belongs to.
+    pub fn desktop(&self) -> &Desktop {
+        &self.desktop
+    }
+
+    /// A new empty file in the work directory.
+    pub fn temporary_file(&self) -> io::Result<(Vec<u8>, File)> {
+        let name = self.temporary_name();
+        let file = sys::create_at(&self.work, &name, 0o600)?;
+        Ok((name, file))
+    }
+
+    /// Writes all of it to its disk.
+    pub fn sync(&self) -> io::Result<()> {
+        sys::sync_fs(&*self.top)
+    }
+}
