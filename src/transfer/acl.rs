@@ -54,6 +54,35 @@ impl Acl {
         of(USER_OBJ).unwrap_or(0) << 6 | class << 3 | of(OTHER).unwrap_or(0)
     }
 
+    /// Reads the kernel's binary form; `None` where it is not one.
+    pub(super) fn from_binary(value: &[u8]) -> Option<Acl> {
+        let entries = value.strip_prefix(&VERSION.to_le_bytes())?.chunks(8).map(|entry| match entry {
+            [t0, t1, p0, p1, i0, i1, i2, i3] => Some((
+                u16::from_le_bytes([*t0, *t1]),
+                u16::from_le_bytes([*p0, *p1]),
+                u32::from_le_bytes([*i0, *i1, *i2, *i3]),
+            )),
+            _ => None,
+        });
+        entries.collect::<Option<Vec<_>>>().map(Acl)
+    }
+
+    /// The text form with numeric ids.
+    pub(super) fn text(&self) -> String {
+        let entry = |(tag, perms, id): &(u16, u16, u32)| {
+            let id = if matches!(*tag, USER | GROUP) { id.to_string() } else { String::new() };
+            let tag = match *tag {
+                USER_OBJ | USER => "user",
+                GROUP_OBJ | GROUP => "group",
+                MASK => "mask",
+                _ => "other",
+            };
+            let bit = |bit, c| if perms & bit != 0 { c } else { '-' };
+            format!("{tag}:{id}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x'))
+        };
+        self.0.iter().map(entry).collect::<Vec<_>>().join(",")
+    }
+
     /// The value of `system.posix_acl_access` or `…_default`.
     pub(super) fn binary(&self) -> Vec<u8> {
         let mut out = VERSION.to_le_bytes().to_vec();
@@ -102,7 +131,7 @@ fn parse_entry(entry: &str) -> Result<(u16, u16, u32), String> {
         number.parse().ok().filter(|id| *id != NO_ID).ok_or_else(|| {
             format!(
                 "its ACL names {who:?}, which this system's accounts cannot say for the image; \
-                 make the archive with numeric ids (tar --numeric-owner)"
+                 make the archive with binary ACLs (tar --xattrs --xattrs-include='*', without --acls)"
             )
         })?
     };
@@ -124,7 +153,10 @@ mod tests {
         let bytes: String = acl.binary().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(bytes, hex.replace(' ', ""));
         let star = Acl::parse(b"user::rwx,user:lisa:rw-:1000,group::r-x,mask::rwx,other::r--").unwrap();
-        assert_eq!(star, Some(acl));
+        assert_eq!(star, Some(acl.clone()));
+        assert_eq!(Acl::from_binary(&acl.binary()), Some(acl.clone()));
+        assert_eq!(Acl::parse(acl.text().as_bytes()).unwrap(), Some(acl));
+        assert_eq!(Acl::from_binary(b"\x02\0\0\0abc"), None);
         assert!(Acl::parse(b"user::rwx,group::r-x,other::r--").unwrap().unwrap().is_minimal());
         assert_eq!(Acl::parse(b"").unwrap(), None);
     }

@@ -195,7 +195,7 @@ mod tests {
             write(&mut bytes, key, value);
         }
         assert_eq!(parse(&bytes).unwrap(), records);
-        for bad in [&b"5 a=\n"[..], b"x", b"99999999999999999999999 a=b\n", b"0 a=b\n", b"6 a=b\n6", b"3 \n"]
+        for bad in [&b"6 a=\n"[..], b"x", b"99999999999999999999999 a=b\n", b"0 a=b\n", b"6 a=b\n6", b"3 \n"]
         {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

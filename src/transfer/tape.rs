@@ -33,7 +33,7 @@ pub(super) struct Member {
     pub rdev: (u32, u32),
     /// Its pax records, after those that hold for the whole archive.
     pub records: Records,
-    extents: Vec<(u64, u64)>,
+    extents: Map,
 }
 
 /// What is wrong with an archive.
@@ -56,6 +56,9 @@ impl From<String> for Fault {
         Fault::Bad(m)
     }
 }
+
+/// Where a sparse file has content: start and length, in bytes.
+type Map = Vec<(u64, u64)>;
 
 type Result<T> = std::result::Result<T, Fault>;
 
@@ -266,7 +269,7 @@ impl<R: Read> Tape<R> {
         &mut self,
         header: &Header,
         stored: u64,
-    ) -> std::result::Result<(Vec<(u64, u64)>, u64), Option<Fault>> {
+    ) -> std::result::Result<(Map, u64), Option<Fault>> {
         let mut extents = Vec::new();
         let mut add = |entries: &[GnuSparseHeader]| {
             for entry in entries.iter().filter(|e| !e.is_empty()) {
@@ -340,7 +343,7 @@ impl<R: Read> Read for Tape<R> {
 /// A member's content, with zeros where its holes are.
 pub(super) struct Content<'a, R> {
     tape: &'a mut Tape<R>,
-    extents: Vec<(u64, u64)>,
+    extents: Map,
     current: usize,
     at: u64,
     size: u64,
@@ -377,7 +380,7 @@ fn until_nul(bytes: &[u8]) -> Vec<u8> {
     bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec()
 }
 
-fn pairs(numbers: &[u64]) -> Option<Vec<(u64, u64)>> {
+fn pairs(numbers: &[u64]) -> Option<Map> {
     numbers.chunks(2).map(|p| if let [a, b] = p { Some((*a, *b)) } else { None }).collect()
 }
 

@@ -113,13 +113,11 @@ impl Writer<'_> {
 
     fn name(&mut self, dir: BorrowedFd<'_>, path: &[u8], name: &[u8], id: InodeId) -> Result<()> {
         let inode = self.draft.get(id);
-        if !inode.content.is_dir() {
-            if let Some(first) = self.first.get(&id) {
-                let (at, old) = split(first);
-                let from = sys::open_deep(&self.root, at, Open::DirPath);
-                let from = from.map_err(|e| self.failed("opening", at, e))?;
-                return sys::link_at(from, old, dir, name).map_err(|e| self.failed("linking", path, e));
-            }
+        if let Some(first) = self.first.get(&id) {
+            let (at, old) = split(first);
+            let from = sys::open_deep(&self.root, at, Open::DirPath);
+            let from = from.map_err(|e| self.failed("opening", at, e))?;
+            return sys::link_at(from, old, dir, name).map_err(|e| self.failed("linking", path, e));
         }
         let made = match &inode.content {
             Content::Dir { .. } => {

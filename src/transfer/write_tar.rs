@@ -1,8 +1,8 @@
 //! What a version shows, written as a tar archive in pax format (POSIX.1-2017, pax).
 //!
 //! The same version gives the same bytes each time: names in order, no time but the files' own, no name of an
-//! owner. Extended attributes and ACLs are `SCHILY.xattr` records, as GNU tar, bsdtar and container tools read
-//! them; files with holes are in GNU's sparse format 1.0.
+//! owner. Extended attributes are `SCHILY.xattr` records, ACLs `SCHILY.acl` records beside them, as GNU tar,
+//! bsdtar and container tools read them; files with holes are in GNU's sparse format 1.0.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tar::{EntryType, Header};
 
+use super::acl::Acl;
 use super::{Exported, Stream, pax, shown};
 use crate::error::{Doing, Error, Result};
 use crate::layer::model::{Content, Draft, Inode, InodeId, ROOT};
@@ -159,6 +160,15 @@ impl Archive<'_> {
         }
         for (key, value) in &inode.meta.xattrs {
             pax::write(&mut records, &pax::xattr_key(key), value);
+            // GNU tar unpacks ACLs from words only.
+            let words: &[u8] = match key.as_slice() {
+                b"system.posix_acl_access" => b"SCHILY.acl.access",
+                b"system.posix_acl_default" => b"SCHILY.acl.default",
+                _ => continue,
+            };
+            if let Some(acl) = Acl::from_binary(value) {
+                pax::write(&mut records, words, acl.text().as_bytes());
+            }
         }
         let (kind, link) = match &inode.content {
             Content::Dir { .. } => (EntryType::Directory, &[][..]),
@@ -282,6 +292,10 @@ fn extents(mut file: &File, size: u64) -> io::Result<Vec<(u64, u64)>> {
             }
         }
         at += want as u64;
+    }
+    // Readers take the file's length from where the last piece ends.
+    if out.last().is_none_or(|(start, len)| start + len < size) {
+        out.push((size, 0));
     }
     Ok(out)
 }
