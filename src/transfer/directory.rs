@@ -26,7 +26,7 @@ use crate::sys::fs::{self as sys, Open, Stat, Time};
 use crate::sys::xattr;
 
 /// So much is stored at once and can be found again by a later import if this one ends early.
-const BATCH_BYTES: u64 = 512 << 20;
+const BATCH_BYTES: u64 = 256 << 20;
 /// As [`BATCH_BYTES`], in files.
 const BATCH_FILES: usize = 8192;
 
@@ -198,7 +198,7 @@ impl Walk<'_> {
         let notes = Hashed::open(store, self.source);
         let mut harvest = Harvest {
             files: self.files.len() as u64,
-            bytes: self.files.iter().map(|f| f.stat.size).sum(),
+            bytes: self.files.iter().fold(0u64, |n, f| n.saturating_add(f.stat.size)),
             ..Harvest::default()
         };
         progress.begin("reading the source", Some(harvest.bytes));

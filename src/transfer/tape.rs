@@ -14,6 +14,8 @@ use crate::sys::fs::Time;
 const BLOCK: usize = 512;
 /// The most that names and records of one member may take, in bytes.
 const HEADERS_MAX: u64 = 32 << 20;
+/// The most that records for all members may take, in bytes.
+const GLOBAL_MAX: usize = 64 << 10;
 
 /// One member's header.
 #[derive(Debug)]
@@ -113,12 +115,26 @@ impl<R: Read> Tape<R> {
             self.skip()?;
             match kind {
                 b'x' | b'X' => records = Some(pax::parse(&bytes)?),
-                b'g' => self.global.extend(pax::parse(&bytes)?),
+                b'g' => self.take_global(pax::parse(&bytes)?)?,
                 b'L' => name = Some(until_nul(&bytes)),
                 b'K' => link = Some(until_nul(&bytes)),
                 _ => {}
             }
         }
+    }
+
+    /// Records that hold for all members from here on; what can be true of one member only is refused.
+    fn take_global(&mut self, records: Records) -> Result<()> {
+        for (key, value) in records {
+            let single = matches!(key.as_slice(), b"path" | b"linkpath" | b"size");
+            if single || key.starts_with(b"GNU.sparse.") {
+                return bad(format!("it gives all members the same {}", super::shown(&key)));
+            }
+            self.global.retain(|(k, _)| *k != key);
+            self.global.push((key, value));
+        }
+        let length: usize = self.global.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if length > GLOBAL_MAX { bad("its global header is too long") } else { Ok(()) }
     }
 
     /// The content of the member that [`Tape::next`] gave last.
@@ -165,7 +181,11 @@ impl<R: Read> Tape<R> {
         let signed: i64 = summed().map(|b| i64::from(b as i8)).sum();
         if !header.cksum().is_ok_and(|sum| [unsigned, signed].contains(&i64::from(sum))) {
             let first = self.first;
-            return bad(if first { "it is not a tar archive" } else { "a header in it is damaged" });
+            return bad(if first {
+                "it is not a tar archive, plain or compressed with gzip, zstd or xz"
+            } else {
+                "a header in it is damaged"
+            });
         }
         self.first = false;
         Ok(Some(header))

@@ -527,6 +527,50 @@ fn an_archive_that_is_cut_off_anywhere_is_refused() {
 }
 
 #[test]
+fn no_header_makes_the_reader_panic() {
+    use std::io::Read;
+    let sparse: &[(&[u8], &[u8])] = &[
+        (b"GNU.sparse.major", b"1"),
+        (b"GNU.sparse.realsize", b"9000"),
+        (b"mtime", b"-1.5"),
+        (b"size", b"1024"),
+    ];
+    let mut records = Vec::new();
+    for (key, value) in sparse {
+        pax::write(&mut records, key, value);
+    }
+    let mut content = b"2\n0\n500\n8000\n12\n".to_vec();
+    content.resize(1024, 0);
+    let whole =
+        archive(&[(b"a", b'0', b"", b"abc"), (b"", b'x', b"", &records), (b"s", b'S', b"", &content)]);
+    let mut state = 88172645463325252u64;
+    let mut random = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % n as u64) as usize
+    };
+    for _ in 0..20_000 {
+        let mut bytes = whole.clone();
+        for _ in 0..1 + random(4) {
+            let at = random(bytes.len());
+            bytes[at] = [0, b'0', b'7', b'9', 0x80, 0xff, b'\n', b'1', b'S', b'x', b'L', b'g'][random(12)];
+        }
+        for block in bytes.chunks_mut(512) {
+            let mut header = tar::Header::new_old();
+            header.as_mut_bytes().copy_from_slice(block);
+            header.set_cksum();
+            block.copy_from_slice(header.as_bytes());
+        }
+        let mut tape = tape::Tape::new(&bytes[..]);
+        while let Ok(Some(member)) = tape.next() {
+            let _ = pax::attributes(&member.records, &mut BTreeMap::new());
+            let _ = tape.content(&member).take(1 << 16).read_to_end(&mut Vec::new());
+        }
+    }
+}
+
+#[test]
 fn later_members_replace_earlier_ones_and_missing_directories_are_made() {
     let scratch = Scratch::new("replace");
     let store = scratch.store();
@@ -594,6 +638,30 @@ fn an_oci_delta_hides_what_it_marks_and_keeps_the_rest() {
     assert!(scratch.at("plain/.wh.gone").exists());
     fs::write(&file, archive(&[(b".wh...", b'0', b"", b"")])).unwrap();
     assert!(import(&store, &delta, &Silent).unwrap_err().to_string().contains(".wh..."));
+}
+
+#[test]
+fn paths_longer_than_a_system_call_takes_come_back() {
+    let scratch = Scratch::new("deep");
+    let store = scratch.store();
+    let source = scratch.at("source");
+    fs::create_dir(&source).unwrap();
+    let mut dir = sys::open_dir(source.as_path()).unwrap();
+    for i in 0..30 {
+        let name = [b'a' + i % 26; 255];
+        sys::mkdir_at(&dir, &name, 0o755).unwrap();
+        dir = sys::open_at(&dir, &name, sys::Open::Dir).unwrap();
+    }
+    sys::create_at(&dir, b"file", 0o644).unwrap().write_all(b"deep").unwrap();
+    from_dir(&store, &source, "i:1").unwrap();
+    let file = scratch.at("a.tar");
+    to(&store, "i:1", &format!("tar:{}", file.display())).unwrap();
+    to(&store, "i:1", &format!("dir:{}", scratch.at("back").display())).unwrap();
+    for source in [format!("tar:{}", file.display()), format!("dir:{}", scratch.at("back").display())] {
+        let mut same = request(&source, "i:2");
+        same.parent = Some("i:1".parse().unwrap());
+        assert!(matches!(import(&store, &same, &Silent), Err(Error::Nothing(_))));
+    }
 }
 
 #[test]

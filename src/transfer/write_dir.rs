@@ -163,8 +163,8 @@ impl Writer<'_> {
         self.done.skipped.push(format!("{}: {why}", self.shown(path)));
     }
 
-    /// Owner before mode, since a new owner clears setuid; content, owner and mode before xattrs, since they
-    /// clear capabilities; times last.
+    /// Content and owner first, since they clear setuid and capabilities; mode after xattrs, since a file that
+    /// its owner may not write takes no xattr from him; times last.
     fn attributes(&mut self, fd: BorrowedFd<'_>, path: &[u8], inode: &Inode) -> Result<()> {
         let meta = &inode.meta;
         match sys::chown(fd, Some(meta.uid), Some(meta.gid)) {
@@ -172,9 +172,6 @@ impl Writer<'_> {
                 self.skip(path, "only root can give files to others");
             }
             r => r.map_err(|e| self.failed("setting the owner of", path, e))?,
-        }
-        if !matches!(inode.content, Content::Symlink(_)) {
-            sys::chmod(fd, meta.mode).map_err(|e| self.failed("setting the mode of", path, e))?;
         }
         for (name, value) in &meta.xattrs {
             let shown = String::from_utf8_lossy(name);
@@ -190,6 +187,9 @@ impl Writer<'_> {
                 }
                 r => r.map_err(|e| self.failed(&format!("setting the attribute {shown} of"), path, e))?,
             }
+        }
+        if !matches!(inode.content, Content::Symlink(_)) {
+            sys::chmod(fd, meta.mode).map_err(|e| self.failed("setting the mode of", path, e))?;
         }
         sys::set_times(fd, SetTime::To(meta.mtime), SetTime::To(meta.mtime))
             .map_err(|e| self.failed("setting the times of", path, e))
