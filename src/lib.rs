@@ -7,4 +7,5 @@ pub mod error;
 pub mod layer;
 pub mod store;
 pub mod sys;
+pub mod transfer;
 pub mod union;

@@ -332,7 +332,15 @@ impl View {
     }
 
     /// `fallocate(2)`.
-    pub fn fallocate(&self, pin: &Pin, fh: u64, mode: u32, offset: u64, len: u64, caller: Caller) -> Answer<()> {
+    pub fn fallocate(
+        &self,
+        pin: &Pin,
+        fh: u64,
+        mode: u32,
+        offset: u64,
+        len: u64,
+        caller: Caller,
+    ) -> Answer<()> {
         let handle = self.handle(fh)?;
         if !handle.writes {
             return Err(Fail(libc::EBADF));
