@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod error;
+pub mod fuse;
 pub mod layer;
 pub mod store;
 pub mod sys;

@@ -28,6 +28,21 @@ impl View {
         Ok(Some((node, attributes)))
     }
 
+    /// Where a symbolic link points to.
+    pub fn readlink(&self, pin: &Pin, id: u64) -> Answer<Vec<u8>> {
+        let node = self.node(pin, id)?;
+        if node.format != libc::S_IFLNK {
+            return Err(Fail(libc::EINVAL));
+        }
+        let _names = self.names.read();
+        if node.state().owns_content() {
+            let (parent, name) = node.place()?;
+            return Ok(sys::readlink_at(&*self.upper_dir(&parent)?, &name)?);
+        }
+        let lower = self.lower(pin, &node)?.ok_or(Fail(libc::ESTALE))?;
+        Ok(lower.tree.index.target(&lower.entry)?.to_vec())
+    }
+
     /// The kernel forgot a node `count` times.
     pub fn forget(&self, id: u64, count: u64) {
         self.nodes.forget(id, count);
