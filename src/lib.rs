@@ -4,7 +4,9 @@
 
 pub mod daemon;
 pub mod error;
+pub mod fuse;
 pub mod layer;
 pub mod store;
 pub mod sys;
+pub mod transfer;
 pub mod union;

@@ -451,3 +451,24 @@ pub fn get_flags(fd: impl AsFd) -> io::Result<u32> {
 pub fn set_flags(fd: impl AsFd, flags: u32) -> io::Result<()> {
     Ok(rfs::ioctl_setflags(fd, rfs::IFlags::from_bits_retain(flags))?)
 }
+
+/// As [`open_beneath`], for paths that may be longer than one system call takes.
+pub fn open_deep(dir: impl AsFd, path: &[u8], how: Open) -> io::Result<OwnedFd> {
+    const AT_ONCE: usize = 4000;
+    let mut base: Option<OwnedFd> = None;
+    let mut rest = path;
+    while let Some(head) = rest.get(..AT_ONCE).filter(|_| rest.len() > AT_ONCE) {
+        let Some(cut) = head.iter().rposition(|c| *c == b'/') else { break };
+        let (first, second) = rest.split_at(cut);
+        let next = match &base {
+            Some(at) => open_beneath(at, first, Open::DirPath)?,
+            None => open_beneath(dir.as_fd(), first, Open::DirPath)?,
+        };
+        base = Some(next);
+        rest = second.get(1..).unwrap_or_default();
+    }
+    match &base {
+        Some(at) => open_beneath(at, rest, how),
+        None => open_beneath(dir, rest, how),
+    }
+}

@@ -64,14 +64,11 @@ pub struct FuseMount {
 
 /// A FUSE file system that exists but is not attached anywhere yet.
 #[derive(Debug)]
-pub struct Detached {
-    /// The connection to the kernel.
-    pub device: OwnedFd,
-    mount: OwnedFd,
-}
+pub struct Detached(OwnedFd);
 
-/// Makes the file system and its mount without attaching it (`fsopen(2)`, `fsmount(2)`).
-pub fn fuse_detached(how: &FuseMount) -> io::Result<Detached> {
+/// Makes the file system and its mount without attaching it (`fsopen(2)`, `fsmount(2)`); gives the
+/// connection to the kernel, and the mount.
+pub fn fuse_detached(how: &FuseMount) -> io::Result<(OwnedFd, Detached)> {
     let device = rustix::fs::open(c"/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let context = rm::fsopen(c"fuse", rm::FsOpenFlags::FSOPEN_CLOEXEC)?;
     let set = |key: &str, value: &str| rm::fsconfig_set_string(&context, key, value);
@@ -95,20 +92,19 @@ pub fn fuse_detached(how: &FuseMount) -> io::Result<Detached> {
     rm::fsconfig_create(&context)?;
     let attributes = rm::MountAttrFlags::from_bits_retain(how.attributes as u32);
     let mount = rm::fsmount(&context, rm::FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    Ok(Detached { device, mount })
+    Ok((device, Detached(mount)))
 }
 
 impl Detached {
     /// Maps owners by a user name space (`MOUNT_ATTR_IDMAP`); must come before [`Detached::attach`].
     pub fn map_ids(&self, userns: &OwnedFd) -> io::Result<()> {
-        set_attributes(&self.mount, libc::MOUNT_ATTR_IDMAP, Some(userns))
+        set_attributes(&self.0, libc::MOUNT_ATTR_IDMAP, Some(userns))
     }
 
-    /// Attaches the mount to a directory and gives back the connection.
-    pub fn attach(self, to: &Path) -> io::Result<OwnedFd> {
+    /// Attaches the mount to a directory.
+    pub fn attach(self, to: &Path) -> io::Result<()> {
         let flags = rm::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        rm::move_mount(&self.mount, c"", CWD, to, flags)?;
-        Ok(self.device)
+        Ok(rm::move_mount(&self.0, c"", CWD, to, flags)?)
     }
 }
 

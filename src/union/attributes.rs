@@ -177,7 +177,9 @@ impl View {
             sys::stat_at(&*self.upper_dir(&parent)?, &name)?
         };
         let mut out = match (&marks.follows, &lower) {
-            (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => merged(node.id, &stat, changed, lower),
+            (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
+                merged(node.id, &stat, changed, lower)
+            }
             _ => of_stat(node.id, &stat, &marks),
         };
         if node.is_dir() && !gone {

@@ -424,9 +424,11 @@ impl View {
         let result = (|| {
             let handle = sys::open_at(&user.work, &temporary, Open::DirPath)?;
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
-            let mut marks = Marks { number: Some(node.id), follows: Some(Changed::default()), ..Marks::default() };
+            let mut marks =
+                Marks { number: Some(node.id), follows: Some(Changed::default()), ..Marks::default() };
             self.write_marks(&handle, &marks)?;
-            marks.default_acl = xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
+            marks.default_acl =
+                xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
             let _names = self.names.read();
             if node.state().gone {
                 return Err(Fail(libc::ENOENT));

@@ -195,6 +195,16 @@ impl View {
         Ok(keep)
     }
 
+    /// The kernel does not offer passthrough.
+    pub fn no_passthrough(&self) {
+        self.passthrough.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether an inode has open handles whose bytes go past the daemon.
+    pub fn is_passing(&self, id: u64) -> bool {
+        self.nodes.get(id).is_some_and(|n| n.state().passed > 0)
+    }
+
     fn handle(&self, fh: u64) -> Answer<Arc<Handle>> {
         self.handles.open.read().get(&fh).cloned().ok_or(Fail(libc::EBADF))
     }
@@ -332,7 +342,15 @@ impl View {
     }
 
     /// `fallocate(2)`.
-    pub fn fallocate(&self, pin: &Pin, fh: u64, mode: u32, offset: u64, len: u64, caller: Caller) -> Answer<()> {
+    pub fn fallocate(
+        &self,
+        pin: &Pin,
+        fh: u64,
+        mode: u32,
+        offset: u64,
+        len: u64,
+        caller: Caller,
+    ) -> Answer<()> {
         let handle = self.handle(fh)?;
         if !handle.writes {
             return Err(Fail(libc::EBADF));

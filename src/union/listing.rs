@@ -95,7 +95,11 @@ impl View {
             let index = &lower.tree.index;
             for at in index.children(&lower.entry)? {
                 let entry = index.node(at)?;
-                below.push(Item { name: index.name(&entry)?.to_vec(), format: entry.format(), id: entry.number });
+                below.push(Item {
+                    name: index.name(&entry)?.to_vec(),
+                    format: entry.format(),
+                    id: entry.number,
+                });
             }
         }
         let Some(user) = self.user.as_ref().filter(|_| has_upper) else { return Ok(below) };

@@ -204,7 +204,9 @@ impl Namespace {
     /// How an attribute that the view shows as `name` is called on disk.
     pub fn escape(&self, name: &[u8]) -> Vec<u8> {
         for family in ["overlay.", "reroot."] {
-            if let Some(rest) = name.strip_prefix(self.prefix.as_bytes()).and_then(|n| n.strip_prefix(family.as_bytes())) {
+            if let Some(rest) =
+                name.strip_prefix(self.prefix.as_bytes()).and_then(|n| n.strip_prefix(family.as_bytes()))
+            {
                 return [self.prefix.as_bytes(), family.as_bytes(), family.as_bytes(), rest].concat();
             }
         }
@@ -214,7 +216,9 @@ impl Namespace {
     /// How an attribute that is called `name` on disk is shown; `None` for a mark.
     pub fn unescape(&self, name: &[u8]) -> Option<Vec<u8>> {
         for family in ["overlay.", "reroot."] {
-            if let Some(rest) = name.strip_prefix(self.prefix.as_bytes()).and_then(|n| n.strip_prefix(family.as_bytes())) {
+            if let Some(rest) =
+                name.strip_prefix(self.prefix.as_bytes()).and_then(|n| n.strip_prefix(family.as_bytes()))
+            {
                 let inner = rest.strip_prefix(family.as_bytes())?;
                 return Some([self.prefix.as_bytes(), family.as_bytes(), inner].concat());
             }
@@ -259,11 +263,14 @@ impl Namespace {
                 b"overlay.metacopy" => out.metacopy = true,
                 b"reroot.rdev" => out.null_device = true,
                 b"reroot.ino" => {
-                    let number = std::str::from_utf8(&value()?).ok().and_then(|t| u64::from_str_radix(t, 16).ok());
+                    let number =
+                        std::str::from_utf8(&value()?).ok().and_then(|t| u64::from_str_radix(t, 16).ok());
                     let fits = number.filter(|n| (1..crate::layer::encode::NUMBER_LIMIT).contains(n));
                     out.number = Some(fits.ok_or_else(|| damaged("ino"))?);
                 }
-                b"reroot.meta" => out.follows = Some(Changed::decode(&value()?).ok_or_else(|| damaged("meta"))?),
+                b"reroot.meta" => {
+                    out.follows = Some(Changed::decode(&value()?).ok_or_else(|| damaged("meta"))?)
+                }
                 b"reroot.pin" => out.pin = Some(PinMark::decode(&value()?).ok_or_else(|| damaged("pin"))?),
                 _ => {}
             }
@@ -307,7 +314,9 @@ mod tests {
             assert_eq!(Changed::decode(&c.encode()), Some(c));
         }
         let d = Digest::of(b"x");
-        for pin in [PinMark::Object(d, 7), PinMark::Dir(d, d, b"a b/c".to_vec()), PinMark::Dir(d, d, Vec::new())] {
+        for pin in
+            [PinMark::Object(d, 7), PinMark::Dir(d, d, b"a b/c".to_vec()), PinMark::Dir(d, d, Vec::new())]
+        {
             assert_eq!(PinMark::decode(&pin.encode()), Some(pin));
         }
         assert_eq!(PinMark::decode(b"object x 1"), None);
@@ -317,7 +326,9 @@ mod tests {
     #[test]
     fn a_name_set_inside_never_is_a_mark() {
         let ns = Namespace { prefix: "trusted." };
-        for name in ["trusted.overlay.opaque", "trusted.overlay.overlay.opaque", "trusted.reroot.pin", "user.x"] {
+        for name in
+            ["trusted.overlay.opaque", "trusted.overlay.overlay.opaque", "trusted.reroot.pin", "user.x"]
+        {
             let on_disk = ns.escape(name.as_bytes());
             assert_eq!(ns.unescape(&on_disk).as_deref(), Some(name.as_bytes()));
             assert!(name == "user.x" || on_disk != name.as_bytes());

@@ -104,7 +104,8 @@ impl View {
         let whiteout = in_the_way.is_some();
         let below = self.below(pin, &dir, name)?;
         let marks = Marks {
-            opaque: matches!(what, Make::Dir) && (whiteout || below.as_ref().is_some_and(|l| l.entry.is_dir())),
+            opaque: matches!(what, Make::Dir)
+                && (whiteout || below.as_ref().is_some_and(|l| l.entry.is_dir())),
             null_device: matches!(what, Make::Special(libc::S_IFCHR, (0, 0))),
             ..Marks::default()
         };
@@ -116,7 +117,8 @@ impl View {
             Some(acl) => Place::WithAcl(acl),
             None => Place::Work,
         };
-        let has_acl = on_disk.is_some() && matches!(place, Place::Direct) || matches!(place, Place::WithAcl(_));
+        let has_acl =
+            on_disk.is_some() && matches!(place, Place::Direct) || matches!(place, Place::WithAcl(_));
         let mode = if has_acl { mode } else { mode & !umask } & 0o7777;
         let setgid = owner.mode & libc::S_ISGID != 0;
         let gid = if setgid { owner.gid } else { caller.gid };
@@ -417,7 +419,8 @@ impl View {
         let pinned = node.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
         let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
         let index = &lower.tree.index;
-        let mark = PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
+        let mark =
+            PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
         user.pin_version(&lower.tree.version)?;
         let _names = self.names.write();
         let fd = self.upper_dir(node)?;
@@ -528,7 +531,8 @@ impl View {
     /// its own stack, another becomes opaque.
     fn close_below(&self, node: &Arc<Node>) -> Answer<()> {
         let user = self.writable()?;
-        let needs = node.is_dir() && node.state().upper.as_ref().is_some_and(|m| m.pin.is_none() && !m.opaque);
+        let needs =
+            node.is_dir() && node.state().upper.as_ref().is_some_and(|m| m.pin.is_none() && !m.opaque);
         if needs {
             user.marks.set_overlay(&*self.upper_dir(node)?, "opaque", b"y")?;
             let mut state = node.state();

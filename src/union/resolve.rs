@@ -28,6 +28,21 @@ impl View {
         Ok(Some((node, attributes)))
     }
 
+    /// Where a symbolic link points to.
+    pub fn readlink(&self, pin: &Pin, id: u64) -> Answer<Vec<u8>> {
+        let node = self.node(pin, id)?;
+        if node.format != libc::S_IFLNK {
+            return Err(Fail(libc::EINVAL));
+        }
+        let _names = self.names.read();
+        if node.state().owns_content() {
+            let (parent, name) = node.place()?;
+            return Ok(sys::readlink_at(&*self.upper_dir(&parent)?, &name)?);
+        }
+        let lower = self.lower(pin, &node)?.ok_or(Fail(libc::ESTALE))?;
+        Ok(lower.tree.index.target(&lower.entry)?.to_vec())
+    }
+
     /// The kernel forgot a node `count` times.
     pub fn forget(&self, id: u64, count: u64) {
         self.nodes.forget(id, count);
@@ -72,7 +87,8 @@ impl View {
         let (id, format) = (lower.entry.number, lower.entry.format());
         let generation = pin.0.number;
         let node = self.nodes.get_or_add(id, || {
-            let state = State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
+            let state =
+                State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
             Node::new(id, format, 0, state)
         });
         {
@@ -204,7 +220,9 @@ impl View {
         let tree = self.pinned_tree(version)?;
         let entry = tree.index.find(path)?.filter(index::Node::is_dir);
         match entry {
-            Some(entry) if tree.index.dir_digest(&entry)? == *digest => Ok(Lower { tree, entry, pinned: true }),
+            Some(entry) if tree.index.dir_digest(&entry)? == *digest => {
+                Ok(Lower { tree, entry, pinned: true })
+            }
             _ => {
                 log::error!("a pin names a directory that version {version} does not have");
                 Err(Fail(libc::EUCLEAN))
@@ -307,7 +325,10 @@ impl View {
             if format == libc::S_IFCHR {
                 continue;
             }
-            if format != libc::S_IFDIR && id >= BORN && sys::stat_at(&*fd, &name).is_ok_and(|s| born_number(&s) != id) {
+            if format != libc::S_IFDIR
+                && id >= BORN
+                && sys::stat_at(&*fd, &name).is_ok_and(|s| born_number(&s) != id)
+            {
                 continue;
             }
             let Some(node) = self.child(pin, dir, &name)? else { continue };

@@ -22,7 +22,12 @@ use crate::sys::xattr;
 pub type ContentOf<'a> = dyn FnMut(&[u8], &OwnedFd, &Stat) -> Result<Digest> + 'a;
 
 /// Lays a user layer over a version's tree: the result shows what the view shows.
-pub fn lay_over(store: &Store, tree: &Tree, user: &std::path::Path, content: &mut ContentOf<'_>) -> Result<Draft> {
+pub fn lay_over(
+    store: &Store,
+    tree: &Tree,
+    user: &std::path::Path,
+    content: &mut ContentOf<'_>,
+) -> Result<Draft> {
     let mut draft = encode::decode(&tree.index)?;
     let top = sys::open_dir(user).at("opening the user layer", user)?;
     let marks = Namespace::for_process();
@@ -108,7 +113,9 @@ impl Laying<'_, '_> {
             self.draft.add(inode.meta, inode.content)
         } else {
             let content = match (format, &marks.pin) {
-                (libc::S_IFREG, Some(PinMark::Object(object, size))) => Content::File { object: *object, size: *size },
+                (libc::S_IFREG, Some(PinMark::Object(object, size))) => {
+                    Content::File { object: *object, size: *size }
+                }
                 (libc::S_IFREG, _) => {
                     Content::File { object: (self.content)(path, &handle, stat)?, size: stat.size }
                 }
@@ -129,7 +136,14 @@ impl Laying<'_, '_> {
     }
 
     /// Gives an inode the attributes that the view shows.
-    fn attributes(&mut self, id: InodeId, fd: &OwnedFd, stat: &Stat, marks: &Marks, has_lower: bool) -> Result<()> {
+    fn attributes(
+        &mut self,
+        id: InodeId,
+        fd: &OwnedFd,
+        stat: &Stat,
+        marks: &Marks,
+        has_lower: bool,
+    ) -> Result<()> {
         let all = Changed::basics();
         let changed = match &marks.follows {
             Some(changed) if has_lower => changed,
@@ -169,7 +183,9 @@ impl Laying<'_, '_> {
 
     /// A directory of another version, with everything beneath it.
     fn pinned_dir(&mut self, pin: &PinMark) -> Result<InodeId> {
-        let gone = || Error::Damaged("the user layer has a pin on a directory that its version does not have".into());
+        let gone = || {
+            Error::Damaged("the user layer has a pin on a directory that its version does not have".into())
+        };
         let PinMark::Dir(version, digest, path) = pin else { return Err(gone()) };
         let tree = Tree::open(self.store, version)?;
         let node = tree.index.find(path)?.filter(TreeNode::is_dir).ok_or_else(gone)?;
@@ -261,7 +277,14 @@ impl View {
         Ok(out)
     }
 
-    fn settle_dir(&self, pin: &Pin, dir: &Arc<Node>, path: &[u8], out: &mut Settling, each: &dyn Fn(u64)) -> Answer<()> {
+    fn settle_dir(
+        &self,
+        pin: &Pin,
+        dir: &Arc<Node>,
+        path: &[u8],
+        out: &mut Settling,
+        each: &dyn Fn(u64),
+    ) -> Answer<()> {
         let user = self.writable()?;
         let fd = self.upper_dir(dir)?;
         let pinned = dir.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
@@ -310,7 +333,8 @@ impl View {
         let user = self.writable()?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(()) };
         let index = &lower.tree.index;
-        let mark = PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
+        let mark =
+            PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
         user.pin_version(&lower.tree.version)?;
         user.marks.set_own(&*self.upper_dir(node)?, "pin", &mark.encode())?;
         if let Some(marks) = &mut node.state().upper {

@@ -67,11 +67,15 @@ impl Case {
         match self {
             Case::ShadowsChanged => "the user's file hides the target's new content",
             Case::HidesNew => "the user deleted this path; what the target ships here stays hidden",
-            Case::OpaqueHidesNew => "a directory that the user replaced or moved hides what the target ships here",
+            Case::OpaqueHidesNew => {
+                "a directory that the user replaced or moved hides what the target ships here"
+            }
             Case::EqualToTarget => "the user's copy is equal to what the target ships",
             Case::FileOverDirectory => "the user's file stands where the target has a directory",
             Case::DirectoryOverFile => "the user's directory stands where the target has a file",
-            Case::RenamedSourceGone => "the user moved this directory; the target does not have it, the moved one stays",
+            Case::RenamedSourceGone => {
+                "the user moved this directory; the target does not have it, the moved one stays"
+            }
         }
     }
 }
@@ -126,7 +130,9 @@ impl Above<'_> {
                             Spot::Merged(sys::open_at(dir, name, Open::DirPath).doing(doing)?)
                         }
                     }
-                    Some(Found::Entry(_, marks)) if marks.follows.is_some() && marks.pin.is_none() => Spot::Untouched,
+                    Some(Found::Entry(_, marks)) if marks.follows.is_some() && marks.pin.is_none() => {
+                        Spot::Untouched
+                    }
                     Some(Found::Entry(..)) => Spot::Hidden,
                 },
             }
@@ -155,16 +161,23 @@ pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<C
         let case = match &*above.spot(parent)? {
             Spot::Untouched => None,
             Spot::Hidden => (change.kind == Kind::Added).then_some(Case::HidesNew),
-            Spot::Opaque => matches!(change.kind, Kind::Added | Kind::Content | Kind::Type).then_some(Case::OpaqueHidesNew),
+            Spot::Opaque => matches!(change.kind, Kind::Added | Kind::Content | Kind::Type)
+                .then_some(Case::OpaqueHidesNew),
             Spot::Merged(dir) => {
                 let found = marks.probe(dir, name).doing("reading the user layer")?;
-                if change.kind == Kind::Removed && change.old.is_some_and(|n| n.is_dir()) && matches!(found, Some(Found::Whiteout)) {
+                if change.kind == Kind::Removed
+                    && change.old.is_some_and(|n| n.is_dir())
+                    && matches!(found, Some(Found::Whiteout))
+                {
                     if moved.is_none() {
                         let mut sources = BTreeSet::new();
                         moved_sources(marks, top.as_fd(), &mut sources).doing("reading the user layer")?;
                         moved = Some(sources);
                     }
-                    moved.as_ref().is_some_and(|m| m.contains(&change.path)).then_some(Case::RenamedSourceGone)
+                    moved
+                        .as_ref()
+                        .is_some_and(|m| m.contains(&change.path))
+                        .then_some(Case::RenamedSourceGone)
                 } else {
                     judge(change, dir, name, found, target)?
                 }
@@ -182,7 +195,13 @@ pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<C
     Ok(out)
 }
 
-fn judge(change: &Change, dir: &OwnedFd, name: &[u8], found: Option<Found>, target: &Tree) -> Result<Option<Case>> {
+fn judge(
+    change: &Change,
+    dir: &OwnedFd,
+    name: &[u8],
+    found: Option<Found>,
+    target: &Tree,
+) -> Result<Option<Case>> {
     let Some(new) = &change.new else { return Ok(None) };
     Ok(match found {
         None => None,
@@ -211,7 +230,11 @@ fn judge(change: &Change, dir: &OwnedFd, name: &[u8], found: Option<Found>, targ
 }
 
 /// The paths in the stack that moved directories come from.
-fn moved_sources(marks: Namespace, dir: std::os::fd::BorrowedFd<'_>, out: &mut BTreeSet<Vec<u8>>) -> std::io::Result<()> {
+fn moved_sources(
+    marks: Namespace,
+    dir: std::os::fd::BorrowedFd<'_>,
+    out: &mut BTreeSet<Vec<u8>>,
+) -> std::io::Result<()> {
     for (name, format) in sys::list(dir)? {
         if format != libc::S_IFDIR {
             continue;
@@ -228,8 +251,11 @@ fn moved_sources(marks: Namespace, dir: std::os::fd::BorrowedFd<'_>, out: &mut B
 /// The first path that a swap would remove or turn into something else while a mount stands on or beneath it.
 /// `mounts` are paths in the view, without a leading slash.
 pub fn blocking_mount(changes: &[Change], mounts: &[Vec<u8>]) -> Option<Vec<u8>> {
-    let changed: HashMap<&[u8], Kind> =
-        changes.iter().filter(|c| matches!(c.kind, Kind::Removed | Kind::Type | Kind::Content)).map(|c| (&c.path[..], c.kind)).collect();
+    let changed: HashMap<&[u8], Kind> = changes
+        .iter()
+        .filter(|c| matches!(c.kind, Kind::Removed | Kind::Type | Kind::Content))
+        .map(|c| (&c.path[..], c.kind))
+        .collect();
     mounts.iter().find_map(|mount| {
         let mut at: &[u8] = mount;
         loop {

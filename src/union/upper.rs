@@ -193,7 +193,9 @@ impl UserLayer {
     pub fn set_aside(&self, dir: impl AsFd, name: &[u8], path: &[u8]) -> io::Result<()> {
         let mut flat: Vec<u8> = path.iter().map(|c| if *c == b'/' { b'%' } else { *c }).collect();
         flat.truncate(180);
-        flat.extend_from_slice(format!(".{}.{}", sys::Time::now().sec, self.counter.fetch_add(1, Ordering::Relaxed)).as_bytes());
+        flat.extend_from_slice(
+            format!(".{}.{}", sys::Time::now().sec, self.counter.fetch_add(1, Ordering::Relaxed)).as_bytes(),
+        );
         match sys::rename_at(dir.as_fd(), name, &self.aside, &flat, Rename::NoReplace) {
             Err(e) if e.raw_os_error() == Some(libc::EXDEV) => {
                 // The user layer lies elsewhere: it stays beside it.

@@ -90,7 +90,15 @@ impl View {
     }
 
     /// Sets an extended attribute.
-    pub fn setxattr(&self, pin: &Pin, id: u64, name: &[u8], value: &[u8], how: Set, caller: Caller) -> Answer<()> {
+    pub fn setxattr(
+        &self,
+        pin: &Pin,
+        id: u64,
+        name: &[u8],
+        value: &[u8],
+        how: Set,
+        caller: Caller,
+    ) -> Answer<()> {
         self.writable()?;
         let node = self.node(pin, id)?;
         {
@@ -142,7 +150,13 @@ impl View {
         self.note_xattr(&node, &handle, name, None)
     }
 
-    fn note_xattr(&self, node: &Arc<Node>, handle: impl AsFd, name: &[u8], value: Option<&[u8]>) -> Answer<()> {
+    fn note_xattr(
+        &self,
+        node: &Arc<Node>,
+        handle: impl AsFd,
+        name: &[u8],
+        value: Option<&[u8]>,
+    ) -> Answer<()> {
         let mut changed = Changed { mode: name == ACCESS_ACL, ..Changed::default() };
         changed.xattrs.insert(name.to_vec());
         self.note_changed(node, handle, &changed)?;
@@ -169,7 +183,9 @@ impl View {
                 changed.xattrs.insert(ACCESS_ACL.to_vec());
             }
             None => match xattr::remove(handle, ACCESS_ACL) {
-                Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => return Err(e.into()),
+                Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+                    return Err(e.into());
+                }
                 _ => {}
             },
         }

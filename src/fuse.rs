@@ -1,0 +1,665 @@
+//! Translation between fuser and the view, and nothing else: each request takes its pin, asks the view, and
+//! answers.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use parking_lot::Mutex;
+
+use crate::sys::fs::{SetTime, Time};
+use crate::sys::xattr::{Set, VALUE_MAX};
+use crate::union::attributes::{Attributes, Change, Settled};
+use crate::union::data::{Opened, Way};
+use crate::union::names::{Make, Replace};
+use crate::union::node::Node;
+use crate::union::{Answer, Caller, Fail, View};
+
+/// How long the kernel may keep what only we can change: it is told when that changes.
+const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// How long it may keep what a mapping may change unseen.
+const BRIEFLY: Duration = Duration::from_secs(1);
+
+/// A view as fuser's file system.
+#[derive(Debug)]
+pub struct Adapter {
+    view: Arc<View>,
+    /// The file that each inode with handles past the daemon has registered.
+    backings: Mutex<HashMap<u64, Arc<BackingId>>>,
+    /// Something was changed since the last sync.
+    dirty: Arc<AtomicBool>,
+    /// Wakes whoever sends the view's notices.
+    wake: Sender<()>,
+    map_ids: bool,
+}
+
+impl Adapter {
+    /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices.
+    pub fn new(view: Arc<View>, dirty: Arc<AtomicBool>, wake: Sender<()>, map_ids: bool) -> Adapter {
+        Adapter { view, backings: Mutex::default(), dirty, wake, map_ids }
+    }
+
+    fn changing(&self) {
+        self.dirty.store(true, Ordering::Relaxed);
+    }
+
+    fn attr_ttl(&self, id: u64) -> Duration {
+        match self.view.attributes_settle(id) {
+            Settled::Always => KEEP,
+            Settled::Briefly => BRIEFLY,
+            Settled::Never => Duration::ZERO,
+        }
+    }
+
+    fn entry(&self, found: Answer<(Arc<Node>, Attributes)>, reply: ReplyEntry) {
+        match found {
+            Ok((node, attributes)) => reply.entry_with_ttls(
+                &self.attr_ttl(node.id),
+                &KEEP,
+                &attr(&attributes),
+                Generation(node.generation),
+            ),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn attributes(&self, found: Answer<Attributes>, reply: ReplyAttr) {
+        match found {
+            Ok(a) => reply.attr(&self.attr_ttl(a.ino), &attr(&a)),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    /// The registered file of a handle's inode, registering it if it is the first. `None`: the kernel cannot.
+    fn backing(&self, opened: &Opened, register: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<BackingId>) -> Answer<Option<Arc<BackingId>>> {
+        let mut backings = self.backings.lock();
+        if let Some(backing) = backings.get(&opened.id) {
+            return Ok(Some(backing.clone()));
+        }
+        match register(self.view.backing(opened.fh)?) {
+            Ok(backing) => {
+                let backing = Arc::new(backing);
+                backings.insert(opened.id, backing.clone());
+                Ok(Some(backing))
+            }
+            Err(e) => {
+                log::warn!("passthrough is not available here ({}); the daemon reads and writes", crate::error::words(&e));
+                Ok(None)
+            }
+        }
+    }
+
+    fn close(&self, fh: u64) -> Answer<()> {
+        if let Some(id) = self.view.release(fh)? {
+            let dropped = {
+                let mut backings = self.backings.lock();
+                // Opened again meanwhile: the inode keeps its registration.
+                if self.view.is_passing(id) { None } else { backings.remove(&id) }
+            };
+            drop(dropped);
+        }
+        Ok(())
+    }
+}
+
+fn errno(e: Fail) -> Errno {
+    Errno::from_i32(e.0)
+}
+
+fn empty(result: Answer<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid() }
+}
+
+fn kind(format: u32) -> FileType {
+    match format {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        libc::S_IFIFO => FileType::NamedPipe,
+        libc::S_IFSOCK => FileType::Socket,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn system_time(t: Time) -> SystemTime {
+    let whole = Duration::from_secs(t.sec.unsigned_abs());
+    let base = if t.sec >= 0 { SystemTime::UNIX_EPOCH.checked_add(whole) } else { SystemTime::UNIX_EPOCH.checked_sub(whole) };
+    base.unwrap_or(SystemTime::UNIX_EPOCH) + Duration::from_nanos(u64::from(t.nsec))
+}
+
+fn time(t: SystemTime) -> Time {
+    match t.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(d) => Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() },
+        Err(e) => {
+            let d = e.duration();
+            let sec = -(d.as_secs() as i64);
+            match d.subsec_nanos() {
+                0 => Time { sec, nsec: 0 },
+                n => Time { sec: sec - 1, nsec: 1_000_000_000 - n },
+            }
+        }
+    }
+}
+
+fn set_time(t: TimeOrNow) -> SetTime {
+    match t {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(t) => SetTime::To(time(t)),
+    }
+}
+
+/// The kernel's 32-bit form of a device number (`new_encode_dev`).
+fn encode_rdev((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn decode_rdev(rdev: u32) -> (u32, u32) {
+    ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
+}
+
+fn attr(a: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino),
+        size: a.size,
+        blocks: a.blocks,
+        atime: system_time(a.atime),
+        mtime: system_time(a.mtime),
+        ctime: system_time(a.ctime),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: kind(a.mode & libc::S_IFMT),
+        perm: (a.mode & 0o7777) as u16,
+        nlink: a.nlink,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: encode_rdev(a.rdev),
+        blksize: a.blksize,
+        flags: 0,
+    }
+}
+
+/// The answer that a name is not there, which the kernel may keep.
+fn nothing() -> FileAttr {
+    let none = Attributes {
+        ino: 0,
+        size: 0,
+        blocks: 0,
+        atime: Time::default(),
+        mtime: Time::default(),
+        ctime: Time::default(),
+        mode: libc::S_IFREG,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: (0, 0),
+        blksize: 0,
+    };
+    attr(&none)
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = InitFlags::FUSE_EXPORT_SUPPORT
+            | InitFlags::FUSE_DONT_MASK
+            | InitFlags::FUSE_POSIX_ACL
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_PASSTHROUGH;
+        let wanted = if self.map_ids { wanted | InitFlags::FUSE_ALLOW_IDMAP } else { wanted };
+        for flag in wanted.iter() {
+            if let Err(missing) = config.add_capabilities(flag) {
+                log::warn!("the kernel does not offer {missing:?}");
+                if flag == InitFlags::FUSE_PASSTHROUGH {
+                    self.view.no_passthrough();
+                }
+            }
+        }
+        let _ = config.set_max_stack_depth(1);
+        let _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let pin = self.view.pin();
+        match self.view.lookup(&pin, parent.0, name.as_bytes()) {
+            Ok(None) if matches!(name.as_bytes(), b"." | b"..") => reply.error(Errno::ENOENT),
+            Ok(None) => reply.entry(&KEEP, &nothing(), Generation(0)),
+            Ok(Some(found)) => self.entry(Ok(found), reply),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.view.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let pin = self.view.pin();
+        self.attributes(self.view.getattr(&pin, ino.0), reply);
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.changing();
+        let pin = self.view.pin();
+        let change = Change { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
+        let result = self.view.setattr(&pin, ino.0, &change, caller(req));
+        if result == Err(Fail(libc::ESTALE)) {
+            let _ = self.wake.send(());
+        }
+        self.attributes(result, reply);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let pin = self.view.pin();
+        match self.view.readlink(&pin, ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        self.changing();
+        let pin = self.view.pin();
+        let what = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => Make::File,
+            format => Make::Special(format, decode_rdev(rdev)),
+        };
+        self.entry(self.view.make(&pin, parent.0, name.as_bytes(), what, mode, umask, caller(req)), reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.changing();
+        let pin = self.view.pin();
+        self.entry(self.view.make(&pin, parent.0, name.as_bytes(), Make::Dir, mode, umask, caller(req)), reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.changing();
+        let pin = self.view.pin();
+        empty(self.view.unlink(&pin, parent.0, name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.changing();
+        let pin = self.view.pin();
+        empty(self.view.rmdir(&pin, parent.0, name.as_bytes()), reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &std::path::Path, reply: ReplyEntry) {
+        self.changing();
+        let pin = self.view.pin();
+        let what = Make::Symlink(target.as_os_str().as_bytes());
+        self.entry(self.view.make(&pin, parent.0, name.as_bytes(), what, 0o777, 0, caller(req)), reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.changing();
+        let pin = self.view.pin();
+        let how = match flags.bits() {
+            0 => Replace::Yes,
+            libc::RENAME_NOREPLACE => Replace::No,
+            libc::RENAME_EXCHANGE => Replace::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        empty(self.view.rename(&pin, parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), how), reply);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.changing();
+        let pin = self.view.pin();
+        self.entry(self.view.link(&pin, ino.0, newparent.0, newname.as_bytes()), reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
+            self.changing();
+        }
+        let pin = self.view.pin();
+        let opened = match self.view.open(&pin, ino.0, flags.0, caller(req)) {
+            Ok(opened) => opened,
+            Err(e) => {
+                if e.0 == libc::ESTALE {
+                    let _ = self.wake.send(());
+                }
+                return reply.error(errno(e));
+            }
+        };
+        let fh = FileHandle(opened.fh);
+        let keep = match opened.way {
+            Way::Cached { keep } => keep,
+            Way::Passed => match self.backing(&opened, |fd| reply.open_backing(fd)) {
+                Ok(Some(backing)) => return reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
+                Ok(None) => self.view.passthrough_failed(opened.fh).unwrap_or(false),
+                Err(e) => {
+                    let _ = self.close(opened.fh);
+                    return reply.error(errno(e));
+                }
+            },
+        };
+        reply.opened(fh, if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() });
+    }
+
+    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, _flags: i32, reply: ReplyCreate) {
+        self.changing();
+        let pin = self.view.pin();
+        match self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req)) {
+            Ok((node, attributes, opened)) => {
+                let (fh, generation) = (FileHandle(opened.fh), Generation(node.generation));
+                if matches!(opened.way, Way::Passed) {
+                    match self.backing(&opened, |fd| reply.open_backing(fd)) {
+                        Ok(Some(backing)) => {
+                            // The lifetime is for entry and attributes alike; what is written past us changes
+                            // attributes, and the name is asked for again once.
+                            let ttl = Duration::ZERO;
+                            return reply.created_passthrough(&ttl, &attr(&attributes), generation, fh, FopenFlags::empty(), &backing);
+                        }
+                        Ok(None) => {
+                            let _ = self.view.passthrough_failed(opened.fh);
+                        }
+                        Err(e) => {
+                            let _ = self.close(opened.fh);
+                            self.view.forget(node.id, 1);
+                            return reply.error(errno(e));
+                        }
+                    }
+                }
+                reply.created(&KEEP, &attr(&attributes), generation, fh, FopenFlags::empty());
+            }
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut buf = vec![0; size as usize];
+        match self.view.read(fh.0, offset, &mut buf) {
+            Ok(n) => reply.data(buf.get(..n).unwrap_or_default()),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.changing();
+        let pin = self.view.pin();
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.view.write(&pin, fh.0, offset, data, kill) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        empty(self.close(fh.0), reply);
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        empty(self.view.fsync(fh.0, datasync), reply);
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let pin = self.view.pin();
+        match self.view.opendir(&pin, ino.0) {
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let pin = self.view.pin();
+        match self.view.readdir(&pin, fh.0, offset) {
+            Ok(items) => {
+                for (i, item) in items.iter().enumerate().skip(offset as usize) {
+                    if reply.add(INodeNo(item.id), i as u64 + 1, kind(item.format), OsStr::from_bytes(&item.name)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let pin = self.view.pin();
+        let items = match self.view.readdir(&pin, fh.0, offset) {
+            Ok(items) => items,
+            Err(e) => return reply.error(errno(e)),
+        };
+        for (i, item) in items.iter().enumerate().skip(offset as usize) {
+            let (next, name) = (i as u64 + 1, OsStr::from_bytes(&item.name));
+            let dots = matches!(&item.name[..], b"." | b"..");
+            let found = if dots { None } else { self.view.item(&pin, ino.0, &item.name).unwrap_or_default() };
+            let full = match found {
+                Some((node, a)) => {
+                    let ttl = self.attr_ttl(node.id);
+                    let full = reply.add(INodeNo(a.ino), next, name, &ttl, &attr(&a), Generation(node.generation));
+                    if !full {
+                        self.view.listed(&node);
+                    }
+                    full
+                }
+                // A name without a node: the kernel lists it and looks it up when it needs to.
+                None => {
+                    let mut bare = nothing();
+                    bare.kind = kind(item.format);
+                    bare.ino = INodeNo(if dots { item.id } else { 0 });
+                    reply.add(INodeNo(item.id), next, name, &Duration::ZERO, &bare, Generation(0))
+                }
+            };
+            if full {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.view.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let pin = self.view.pin();
+        empty(self.view.fsyncdir(&pin, ino.0), reply);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.view.statfs() {
+            Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen.min(255), s.frsize),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+        self.changing();
+        let pin = self.view.pin();
+        let how = match flags {
+            libc::XATTR_CREATE => Set::Create,
+            libc::XATTR_REPLACE => Set::Replace,
+            _ => Set::Any,
+        };
+        if value.len() > VALUE_MAX {
+            return reply.error(Errno::E2BIG);
+        }
+        empty(self.view.setxattr(&pin, ino.0, name.as_bytes(), value, how, caller(req)), reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let pin = self.view.pin();
+        answer_xattr(self.view.getxattr(&pin, ino.0, name.as_bytes()), size, reply);
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let pin = self.view.pin();
+        answer_xattr(self.view.listxattr(&pin, ino.0, caller(req)), size, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.changing();
+        let pin = self.view.pin();
+        empty(self.view.removexattr(&pin, ino.0, name.as_bytes()), reply);
+    }
+
+    fn fallocate(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        self.changing();
+        let pin = self.view.pin();
+        empty(self.view.fallocate(&pin, fh.0, mode as u32, offset, length, caller(req)), reply);
+    }
+
+    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let hole = match whence {
+            libc::SEEK_DATA => false,
+            libc::SEEK_HOLE => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match self.view.lseek(fh.0, offset, hole) {
+            Ok(at) => reply.offset(at as i64),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.changing();
+        match self.view.copy_range(fh_in.0, offset_in, fh_out.0, offset_out, len) {
+            Ok(n) => reply.written(n as u32),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // FS_IOC_GETFLAGS and its 32-bit twin.
+        const GETFLAGS: [u32; 2] = [0x8008_6601, 0x8004_6601];
+        if !GETFLAGS.contains(&cmd) {
+            return reply.error(Errno::ENOTTY);
+        }
+        match self.view.get_flags(fh.0) {
+            Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+}
+
+fn answer_xattr(value: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_device_numbers_survive_the_translation() {
+        for t in [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-2, 999_999_999), (i64::from(u32::MAX), 5)] {
+            let t = Time { sec: t.0, nsec: t.1 };
+            assert_eq!(time(system_time(t)), t);
+        }
+        for rdev in [(0, 0), (1, 3), (8, 255), (259, 65_536), (4095, 1_048_575)] {
+            assert_eq!(decode_rdev(encode_rdev(rdev)), rdev);
+        }
+    }
+}
