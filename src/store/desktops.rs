@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Store, check_name, now_text, to_json};
+use super::{Digest, Store, check_name, now_text, to_json, valid_name};
 use crate::error::{Doing, Error, Result};
 use crate::sys::lock::{self, Lock, Share};
 use crate::sys::publish::publish;
@@ -217,6 +217,7 @@ impl Store {
             .flatten()
             .filter(|e| e.path().join("state.json").exists())
             .filter_map(|e| Some(Desktop { name: e.file_name().into_string().ok()?, dir: e.path() }))
+            .filter(|d| valid_name(&d.name))
             .collect();
         out.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(out)
