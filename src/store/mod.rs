@@ -19,6 +19,7 @@
 //!
 //! Assumed of the disk: a rename within a directory is atomic, and what was fsynced stays.
 
+pub mod collect;
 pub mod desktops;
 mod digest;
 pub mod mounts;
