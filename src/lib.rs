@@ -7,3 +7,4 @@ pub mod error;
 pub mod layer;
 pub mod store;
 pub mod sys;
+pub mod transfer;
