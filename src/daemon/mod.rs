@@ -197,3 +197,8 @@ pub fn user_layer_bytes(dir: &Path) -> Result<u64> {
     let _ = dir;
     Err(Error::Failed("not built yet".into()))
 }
+
+/// The background daemon of one mount, started by [`mount`] as a process of its own.
+pub fn serve() -> Result<()> {
+    Err(Error::Failed("not built yet".into()))
+}
