@@ -47,7 +47,7 @@ fn visit(index: &Index, other: &Index) {
     }
 }
 
-fn each_damage(name: &str, good: &[u8], damage: &mut dyn FnMut(&mut dyn FnMut(&[u8]))) {
+fn each_damage(name: &str, good: &[u8], damage: impl FnOnce(&mut dyn FnMut(&[u8]))) {
     let path = std::env::temp_dir().join(format!("reroot-index-{name}-{}", std::process::id()));
     fs::write(&path, good).unwrap();
     let whole = Index::open(&File::open(&path).unwrap()).unwrap();
@@ -74,7 +74,7 @@ fn a_flipped_or_missing_byte_gives_an_error_or_a_value_never_a_panic() {
         ("layer", encode::layer(&draft).unwrap()),
         ("tree", encode::tree(&draft, Digest::of(b"stack")).unwrap()),
     ] {
-        each_damage(name, &good, &mut |try_it| {
+        each_damage(name, &good, |try_it| {
             for at in 0..good.len() {
                 if (112..256).contains(&at) {
                     continue; // The header's reserve.
