@@ -330,5 +330,6 @@ pub fn decode(index: &Index) -> Result<Draft> {
             draft.link(to, name, id);
         }
     }
+    draft.check_depth()?;
     Ok(draft)
 }

@@ -3,8 +3,8 @@
 use std::fs::{self, File};
 
 use super::index::Index;
-use super::model::{Content, Draft, Meta, ROOT};
-use super::{diff, encode};
+use super::model::{Content, DEPTH_MAX, Draft, Meta, ROOT};
+use super::{diff, encode, merge};
 use crate::store::Digest;
 
 fn sample() -> Draft {
@@ -128,4 +128,40 @@ fn directories_that_share_their_children_do_not_multiply_a_walk() {
         assert!(diff::diff(&empty, &index).is_err());
         fs::remove_file(&path).unwrap();
     }
+}
+
+fn chain(depth: usize) -> Draft {
+    let mut draft = Draft::default();
+    let mut at = ROOT;
+    for _ in 0..depth {
+        let dir = draft.add(Meta::default(), Content::Dir { opaque: false });
+        draft.link(at, b"d", dir);
+        at = dir;
+    }
+    draft
+}
+
+#[test]
+fn the_deepest_tree_that_is_taken_needs_no_large_stack() {
+    let (deep, empty) = (chain(DEPTH_MAX), Draft::default());
+    deep.check_depth().unwrap();
+    assert!(chain(DEPTH_MAX + 1).check_depth().is_err());
+    // Threads of a test have 2 MiB, as those of the daemon.
+    let mut merged = empty.clone();
+    merge::apply(&mut merged, &merge::delta(&empty, &deep));
+    let path = std::env::temp_dir().join(format!("reroot-index-deep-{}", std::process::id()));
+    let open = |draft: &Draft| {
+        let _ = fs::remove_file(&path);
+        fs::write(&path, encode::tree(draft, Digest::of(b"s")).unwrap()).unwrap();
+        Index::open(&File::open(&path).unwrap()).unwrap()
+    };
+    let (a, b) = (open(&empty), open(&merged));
+    assert_eq!(diff::diff(&a, &b).unwrap().len(), DEPTH_MAX);
+    let mut bottom = merged.clone();
+    let last = bottom.walk().len() - 1;
+    let (_, id) = bottom.walk()[last];
+    bottom.get_mut(id).meta.uid = 7;
+    assert_eq!(diff::diff(&b, &open(&bottom)).unwrap().len(), 1);
+    encode::decode(&b).unwrap();
+    fs::remove_file(&path).unwrap();
 }
