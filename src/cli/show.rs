@@ -277,10 +277,10 @@ fn time_text(seconds: i64) -> String {
 }
 
 pub fn diff(ui: &Ui, store: &Store, args: &Diff) -> Done {
-    let names: [VersionName; 2] = [args.old.parse()?, args.new.parse()?];
+    let (old, new): (VersionName, VersionName) = (args.old.parse()?, args.new.parse()?);
     let _held = store.in_use()?;
     let open = |name: &VersionName| stack::open_tree(store, &store.version(&store.resolve(name)?)?);
-    let (old, new) = (open(&names[0])?, open(&names[1])?);
+    let (old, new) = (open(&old)?, open(&new)?);
     let mut changes = diff::diff(&old, &new)?;
     for change in &mut changes {
         change.path.insert(0, b'/');

@@ -68,7 +68,7 @@ fn swap(ui: &Ui, store: &Store, args: &Swap, direction: Direction) -> Done {
     let outcomes = at_once(&names, usize::from(args.jobs), &|name| {
         let outcome = one(name);
         if let Err(e) = &outcome.result {
-            ui.note(format!("{name}: {e}"));
+            ui.detail(format!("{name}: {e}"));
         }
         outcome
     });

@@ -107,6 +107,7 @@ struct Work<'a> {
 impl Work<'_> {
     fn find(&mut self, severity: Severity, path: &Path, needed_by: BTreeSet<String>, what: String) {
         let path = path.strip_prefix(self.store.root()).unwrap_or(path).display().to_string();
+        let what = without_advice(&what);
         self.out.findings.push(Finding { severity, what, path, needed_by });
     }
 
@@ -313,6 +314,17 @@ fn stack_digest(stack: &[Digest]) -> Digest {
 
 fn needs_layer(stacks: &Stacks, layer: &Digest) -> BTreeSet<String> {
     stacks.iter().filter(|(stack, _)| stack.contains(layer)).flat_map(|(_, who)| who.clone()).collect()
+}
+
+/// Other commands' messages advise to run this check; here that is no news.
+fn without_advice(what: &str) -> String {
+    match what.find("; `reroot fsck`") {
+        Some(at) => {
+            let end = what.get(at + 1..).and_then(|rest| rest.find(';')).map_or(what.len(), |n| at + 1 + n);
+            format!("{}{}", what.get(..at).unwrap_or_default(), what.get(end..).unwrap_or_default())
+        }
+        None => what.to_string(),
+    }
 }
 
 /// The names in a directory; none where it is a file or gone.
