@@ -228,12 +228,12 @@ impl Store {
     /// aside; a desktop that is made in its place takes it over.
     pub fn remove_desktop(&self, desktop: &Desktop, keep_user_layer: bool) -> Result<Removed> {
         let name = &desktop.name;
+        let _held = desktop.lock()?;
         let Some(_claim) = self.claim_mount(name)? else {
             return Err(Error::Failed(format!(
                 "the desktop {name:?} is mounted; `reroot umount {name}` first. Nothing was removed"
             )));
         };
-        let _held = desktop.lock()?;
         let home = desktop.layer_home()?;
         let pins = desktop.pins()?.len() as u64;
         let removed = Removed { user_layer: desktop.user_layer()?, kept: keep_user_layer, pins };
