@@ -148,8 +148,9 @@ pub fn ask(socket: &Path, what: &Ask) -> Result<Told> {
     stream.write_all(&line).doing(doing)?;
     let mut text = String::new();
     BufReader::new(stream).read_line(&mut text).doing(doing)?;
-    let told = serde_json::from_str(&text)
-        .map_err(|_| Error::Failed("the daemon ended before it answered; `reroot status` shows the state".into()))?;
+    let told = serde_json::from_str(&text).map_err(|_| {
+        Error::Failed("the daemon ended before it answered; `reroot status` shows the state".into())
+    })?;
     if let Told::Failed { kind, message } = told {
         return Err(match &*kind {
             "usage" => Error::Usage(message),

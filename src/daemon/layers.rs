@@ -27,7 +27,11 @@ pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
     // A file that the user owns counts as changed; it is not read to find out.
     let mut own = |path: &[u8], _: &std::os::fd::OwnedFd, _: &sys::Stat| Ok(Digest::of(path));
     let new = lay_over(store, &tree, &desktop.user_layer()?, &mut own)?;
-    let change = |(raw, letter): (Vec<u8>, char)| UserChange { path: String::from_utf8_lossy(&raw).into_owned(), raw, letter };
+    let change = |(raw, letter): (Vec<u8>, char)| UserChange {
+        path: String::from_utf8_lossy(&raw).into_owned(),
+        raw,
+        letter,
+    };
     Ok(letters(&old, &new).into_iter().map(change).collect())
 }
 
@@ -55,7 +59,10 @@ pub fn user_layer_bytes(dir: &Path) -> Result<u64> {
 /// Claims a desktop that must not be mounted.
 fn unmounted(store: &Store, desktop: &Desktop, what: &str) -> Result<crate::store::mounts::MountClaim> {
     store.claim_mount(&desktop.name)?.ok_or_else(|| {
-        Error::Failed(format!("{0} is mounted; `reroot umount {0}` first: {what} needs the user layer at rest", desktop.name))
+        Error::Failed(format!(
+            "{0} is mounted; `reroot umount {0}` first: {what} needs the user layer at rest",
+            desktop.name
+        ))
     })
 }
 
@@ -73,7 +80,9 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     let user = UserLayer::open(desktop)?;
     let objects = Objects::open(store)?;
     let settings = Settings { read_only: false, data: Data::Coherent };
-    let io = |e: crate::union::Fail| Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0));
+    let io = |e: crate::union::Fail| {
+        Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0))
+    };
     let view = View::new(store.clone(), objects, Some(user), tree, state.generation, settings).map_err(io)?;
     progress.begin("settling", None);
     let done = view.settle(&|bytes| progress.advance(1, bytes)).map_err(io)?;
@@ -121,7 +130,9 @@ pub fn commit(
         let now = sys::stat(&file).at("reading", &shown)?;
         let (digest, size) = added.at("reading", &shown)?;
         if (now.size, now.mtime, now.ctime) != (stat.size, stat.mtime, stat.ctime) || size != stat.size {
-            return Err(Error::Failed(format!("{shown} changed while it was read; commit again, or unmount first")));
+            return Err(Error::Failed(format!(
+                "{shown} changed while it was read; commit again, or unmount first"
+            )));
         }
         *taken.borrow_mut() += 1;
         progress.advance(1, 0);
@@ -240,7 +251,9 @@ impl Pattern {
     fn new(text: &str) -> Result<Pattern> {
         let trimmed = text.trim_start_matches('/').trim_end_matches('/');
         if trimmed.is_empty() {
-            return Err(Error::Usage(format!("{text:?} is not a pattern; write for example --only 'usr/local/**'")));
+            return Err(Error::Usage(format!(
+                "{text:?} is not a pattern; write for example --only 'usr/local/**'"
+            )));
         }
         Ok(Pattern { text: trimmed.as_bytes().to_vec() })
     }

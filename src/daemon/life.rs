@@ -87,8 +87,8 @@ pub fn serve() -> Result<()> {
     let _ = process::new_session();
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).doing("reading the request")?;
-    let request: MountRequest =
-        serde_json::from_str(&text).map_err(|e| Error::Usage(format!("`serve` is started by `mount`: {e}")))?;
+    let request: MountRequest = serde_json::from_str(&text)
+        .map_err(|e| Error::Usage(format!("`serve` is started by `mount`: {e}")))?;
     let mut said = false;
     let result = session::serve(&request, |entry| {
         session::say(&Word::Ready(entry.clone()));
@@ -221,7 +221,9 @@ fn find(store: &Store, target: &str) -> Result<MountEntry> {
             };
             return Ok(none);
         }
-        return Err(Error::Usage(format!("{target} is a mount of another store; name that store with --store")));
+        return Err(Error::Usage(format!(
+            "{target} is a mount of another store; name that store with --store"
+        )));
     }
     Err(Error::Nothing(format!("{target} is neither a mounted desktop nor a mount point of this store")))
 }
@@ -250,6 +252,10 @@ fn log_to(with_time: Option<()>) {
         }
         fn flush(&self) {}
     }
-    log::set_max_level(if std::env::var_os("REROOT_DEBUG").is_some() { log::LevelFilter::Debug } else { log::LevelFilter::Info });
+    log::set_max_level(if std::env::var_os("REROOT_DEBUG").is_some() {
+        log::LevelFilter::Debug
+    } else {
+        log::LevelFilter::Info
+    });
     let _ = log::set_boxed_logger(Box::new(ToStandardError(with_time.is_some())));
 }

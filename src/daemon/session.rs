@@ -95,10 +95,14 @@ fn process_id() -> u32 {
 pub fn check_mountpoint(store: &Store, point: &Path, others: &[PathBuf]) -> Result<PathBuf> {
     let real = match point.canonicalize() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::Usage(format!("the mount point {} does not exist; make it with mkdir", point.display())));
+            return Err(Error::Usage(format!(
+                "the mount point {} does not exist; make it with mkdir",
+                point.display()
+            )));
         }
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
-            let message = format!("a daemon ended without unmounting {0}; run `reroot umount {0}`", point.display());
+            let message =
+                format!("a daemon ended without unmounting {0}; run `reroot umount {0}`", point.display());
             return Err(Error::Failed(message));
         }
         r => r.at("finding the mount point", point)?,
@@ -182,7 +186,9 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     };
     let objects = Objects::open(&store)?;
     if !objects.sealed {
-        log::warn!("not root: objects are read without a read-only mount clone, and nothing goes past the daemon");
+        log::warn!(
+            "not root: objects are read without a read-only mount clone, and nothing goes past the daemon"
+        );
     }
     let view = View::new(store.clone(), objects, user, tree, generation, settings)
         .map_err(|e| Error::Io("opening the view".into(), std::io::Error::from_raw_os_error(e.0)))?;
@@ -215,7 +221,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         notifier: session.notifier(),
     });
     let control = control::listen(&socket, running.clone())?;
-    let serving = thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
+    let serving =
+        thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
     attach(&point)?;
     log::info!("{id} is mounted at {}", point.display());
 
@@ -230,7 +237,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     unmount_on_signal(point)?;
     ready(&entry);
 
-    let result = serving.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread of the session ended early")));
+    let result =
+        serving.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread of the session ended early")));
     ended.store(true, Ordering::Relaxed);
     let _ = house.join();
     drop(control);
@@ -274,7 +282,8 @@ fn make_session(
         if map_ids {
             return Err(Error::Refused("mapping ids needs root".into()));
         }
-        config.mount_options = vec![MountOption::FSName(source.into()), MountOption::Subtype("reroot".into())];
+        config.mount_options =
+            vec![MountOption::FSName(source.into()), MountOption::Subtype("reroot".into())];
         for (is, option) in [
             (options.default_permissions, MountOption::DefaultPermissions),
             (options.read_only, MountOption::RO),
@@ -298,7 +307,8 @@ fn make_session(
         attributes: options.attributes(),
         read_only: options.read_only,
     };
-    let (device, detached) = mount::fuse_detached(&how).doing("making the FUSE mount (is the fuse module there?)")?;
+    let (device, detached) =
+        mount::fuse_detached(&how).doing("making the FUSE mount (is the fuse module there?)")?;
     let session = Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")?;
     if map_ids {
         let identity = vec![(0, 0, u32::MAX)];
@@ -337,13 +347,17 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
 /// until the last user is gone.
 fn unmount_on_signal(point: PathBuf) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).doing("waiting for signals")?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).doing("waiting for signals")?;
     let waiting = move || {
         for _ in signals.forever() {
             log::info!("unmounting {}", point.display());
             match mount::unmount(&point, false) {
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                    log::warn!("{} is in use; it is detached now and ends with its last user", point.display());
+                    log::warn!(
+                        "{} is in use; it is detached now and ends with its last user",
+                        point.display()
+                    );
                     let _ = mount::unmount(&point, true);
                 }
                 Err(e) if e.raw_os_error() == Some(libc::EPERM) => {

@@ -57,7 +57,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn report(&self, desktop: &Desktop, state: &State, target: &Choice, dry_run: bool, live: bool) -> SwapReport {
+    fn report(
+        &self,
+        desktop: &Desktop,
+        state: &State,
+        target: &Choice,
+        dry_run: bool,
+        live: bool,
+    ) -> SwapReport {
         SwapReport {
             desktop: desktop.name.clone(),
             from: state.current.clone(),
@@ -91,7 +98,8 @@ fn plan(store: &Store, desktop: &Desktop, state: &State, request: &SwapRequest) 
     let conflicts = conflicts(&desktop.user_layer()?, &changes, &new)?;
     let real = conflicts.iter().filter(|c| c.case != Case::EqualToTarget).count();
     if request.strict && real > 0 && !request.dry_run {
-        let list: Vec<String> = conflicts.iter().map(|c| format!("  {}: {}", c.path, c.explanation)).collect();
+        let list: Vec<String> =
+            conflicts.iter().map(|c| format!("  {}: {}", c.path, c.explanation)).collect();
         return Err(Error::Refused(format!(
             "{} has {real} conflicts with the target, and --strict was given; nothing changed\n{}",
             desktop.name,
@@ -108,7 +116,8 @@ fn target(store: &Store, desktop: &Desktop, state: &State, request: &SwapRequest
     }
     match request.direction {
         Direction::Rollback => state.previous.clone().ok_or_else(|| {
-            let message = format!("{} has no version before this one; name one with --to IMAGE:TAG", desktop.name);
+            let message =
+                format!("{} has no version before this one; name one with --to IMAGE:TAG", desktop.name);
             Error::Nothing(message)
         }),
         Direction::Upgrade => match store.read_ref(&state.image, "latest")? {
