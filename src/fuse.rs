@@ -515,6 +515,18 @@ impl Filesystem for Adapter {
         empty(self.close(fh.0), reply);
     }
 
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing is held back until a close: the kernel need not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         empty(self.view.fsync(fh.0, datasync), reply);
     }
