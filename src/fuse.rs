@@ -10,10 +10,10 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 
@@ -81,7 +81,11 @@ impl Adapter {
     }
 
     /// The registered file of a handle's inode, registering it if it is the first. `None`: the kernel cannot.
-    fn backing(&self, opened: &Opened, register: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<BackingId>) -> Answer<Option<Arc<BackingId>>> {
+    fn backing(
+        &self,
+        opened: &Opened,
+        register: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<BackingId>,
+    ) -> Answer<Option<Arc<BackingId>>> {
         let mut backings = self.backings.lock();
         if let Some(backing) = backings.get(&opened.id) {
             return Ok(Some(backing.clone()));
@@ -93,7 +97,10 @@ impl Adapter {
                 Ok(Some(backing))
             }
             Err(e) => {
-                log::warn!("passthrough is not available here ({}); the daemon reads and writes", crate::error::words(&e));
+                log::warn!(
+                    "passthrough is not available here ({}); the daemon reads and writes",
+                    crate::error::words(&e)
+                );
                 Ok(None)
             }
         }
@@ -141,7 +148,11 @@ fn kind(format: u32) -> FileType {
 
 fn system_time(t: Time) -> SystemTime {
     let whole = Duration::from_secs(t.sec.unsigned_abs());
-    let base = if t.sec >= 0 { SystemTime::UNIX_EPOCH.checked_add(whole) } else { SystemTime::UNIX_EPOCH.checked_sub(whole) };
+    let base = if t.sec >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    };
     base.unwrap_or(SystemTime::UNIX_EPOCH) + Duration::from_nanos(u64::from(t.nsec))
 }
 
@@ -296,7 +307,16 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         self.changing();
         let pin = self.view.pin();
         let what = match mode & libc::S_IFMT {
@@ -309,7 +329,10 @@ impl Filesystem for Adapter {
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.changing();
         let pin = self.view.pin();
-        self.entry(self.view.make(&pin, parent.0, name.as_bytes(), Make::Dir, mode, umask, caller(req)), reply);
+        self.entry(
+            self.view.make(&pin, parent.0, name.as_bytes(), Make::Dir, mode, umask, caller(req)),
+            reply,
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -324,7 +347,14 @@ impl Filesystem for Adapter {
         empty(self.view.rmdir(&pin, parent.0, name.as_bytes()), reply);
     }
 
-    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &std::path::Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
         self.changing();
         let pin = self.view.pin();
         let what = Make::Symlink(target.as_os_str().as_bytes());
@@ -387,7 +417,16 @@ impl Filesystem for Adapter {
         reply.opened(fh, if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() });
     }
 
-    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, _flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
         self.changing();
         let pin = self.view.pin();
         match self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req)) {
@@ -399,7 +438,14 @@ impl Filesystem for Adapter {
                             // The lifetime is for entry and attributes alike; what is written past us changes
                             // attributes, and the name is asked for again once.
                             let ttl = Duration::ZERO;
-                            return reply.created_passthrough(&ttl, &attr(&attributes), generation, fh, FopenFlags::empty(), &backing);
+                            return reply.created_passthrough(
+                                &ttl,
+                                &attr(&attributes),
+                                generation,
+                                fh,
+                                FopenFlags::empty(),
+                                &backing,
+                            );
                         }
                         Ok(None) => {
                             let _ = self.view.passthrough_failed(opened.fh);
@@ -469,6 +515,18 @@ impl Filesystem for Adapter {
         empty(self.close(fh.0), reply);
     }
 
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing is held back until a close: the kernel need not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         empty(self.view.fsync(fh.0, datasync), reply);
     }
@@ -486,7 +544,12 @@ impl Filesystem for Adapter {
         match self.view.readdir(&pin, fh.0, offset) {
             Ok(items) => {
                 for (i, item) in items.iter().enumerate().skip(offset as usize) {
-                    if reply.add(INodeNo(item.id), i as u64 + 1, kind(item.format), OsStr::from_bytes(&item.name)) {
+                    if reply.add(
+                        INodeNo(item.id),
+                        i as u64 + 1,
+                        kind(item.format),
+                        OsStr::from_bytes(&item.name),
+                    ) {
                         break;
                     }
                 }
@@ -496,7 +559,14 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let pin = self.view.pin();
         let items = match self.view.readdir(&pin, fh.0, offset) {
             Ok(items) => items,
@@ -509,7 +579,8 @@ impl Filesystem for Adapter {
             let full = match found {
                 Some((node, a)) => {
                     let ttl = self.attr_ttl(node.id);
-                    let full = reply.add(INodeNo(a.ino), next, name, &ttl, &attr(&a), Generation(node.generation));
+                    let full =
+                        reply.add(INodeNo(a.ino), next, name, &ttl, &attr(&a), Generation(node.generation));
                     if !full {
                         self.view.listed(&node);
                     }
@@ -530,7 +601,14 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.view.releasedir(fh.0);
         reply.ok();
     }
@@ -542,12 +620,30 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         match self.view.statfs() {
-            Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen.min(255), s.frsize),
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.bfree,
+                s.bavail,
+                s.files,
+                s.ffree,
+                s.bsize,
+                s.namelen.min(255),
+                s.frsize,
+            ),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
         self.changing();
         let pin = self.view.pin();
         let how = match flags {
@@ -577,13 +673,30 @@ impl Filesystem for Adapter {
         empty(self.view.removexattr(&pin, ino.0, name.as_bytes()), reply);
     }
 
-    fn fallocate(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         self.changing();
         let pin = self.view.pin();
         empty(self.view.fallocate(&pin, fh.0, mode as u32, offset, length, caller(req)), reply);
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let hole = match whence {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,

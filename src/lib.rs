@@ -2,6 +2,7 @@
 //!
 //! ARCHITECTURE.md is the map of this crate; `tests/layering.rs` holds the table of who may import whom.
 
+pub mod cli;
 pub mod daemon;
 pub mod error;
 pub mod fuse;

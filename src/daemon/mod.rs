@@ -3,18 +3,25 @@
 //! The functions here are what the command line calls. Each works out whether the desktop is mounted; if it
 //! is, the running daemon is asked through its control socket, so that there is one writer of a user layer.
 
+mod control;
+mod layers;
+mod life;
 pub mod options;
+mod session;
+mod swap;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-use crate::store::desktops::{Choice, Desktop};
-use crate::store::mounts::MountEntry;
-use crate::store::{Digest, Progress, Store};
+use crate::store::Digest;
+use crate::store::desktops::Choice;
 
+pub use crate::union::swap::{Case, Conflict};
+pub use layers::{changes, commit, settle, user_layer_bytes};
+pub use life::{mount, serve, unmount};
 pub use options::MountOptions;
+pub use swap::swap;
 
 /// What a mount shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,19 +50,6 @@ pub struct MountRequest {
     pub options: MountOptions,
 }
 
-/// Mounts. With `foreground` it returns when the mount has ended; without, when the view answers, with the
-/// daemon in the background.
-pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
-    let _ = (request, foreground);
-    Err(Error::Failed("not built yet".into()))
-}
-
-/// Unmounts a desktop by name, or whatever of ours is attached at a path. Waits until the daemon has ended.
-pub fn unmount(store: &Store, target: &str) -> Result<MountEntry> {
-    let _ = (store, target);
-    Err(Error::Failed("not built yet".into()))
-}
-
 /// Which way a swap goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
@@ -76,18 +70,6 @@ pub struct SwapRequest {
     pub dry_run: bool,
     /// Refuse (exit 4) where there are conflicts.
     pub strict: bool,
-}
-
-/// Where the user layer and a swap meet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Conflict {
-    /// The path in the view.
-    pub path: String,
-    /// The case: `shadows-changed`, `hides-new`, `opaque-hides-new`, `equal-to-target`, `file-over-directory`,
-    /// `directory-over-file`, `renamed-source-gone`.
-    pub case: String,
-    /// One sentence for a person.
-    pub explanation: String,
 }
 
 /// What a swap did, or would do.
@@ -117,25 +99,16 @@ pub struct SwapReport {
     pub conflicts: Vec<Conflict>,
 }
 
-/// Swaps a desktop's stack, live if it is mounted. [`Error::Nothing`] if it is on the target already.
-pub fn swap(store: &Store, desktop: &Desktop, request: &SwapRequest) -> Result<SwapReport> {
-    let _ = (store, desktop, request);
-    Err(Error::Failed("not built yet".into()))
-}
-
 /// One path of the user layer against its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserChange {
-    /// The path in the view, raw bytes shown lossily.
+    /// The path in the view, its bytes as they are.
+    #[serde(skip)]
+    pub raw: Vec<u8>,
+    /// The path as text, where it is not UTF-8 with replacement characters.
     pub path: String,
     /// As in a difference of versions: A, M, m, D, T.
     pub letter: char,
-}
-
-/// What the user layer holds against its version, sorted by path.
-pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
-    let _ = (store, desktop);
-    Err(Error::Failed("not built yet".into()))
 }
 
 /// What `settle` did.
@@ -147,12 +120,6 @@ pub struct Settled {
     pub bytes_copied: u64,
     /// Entries set aside since nothing in the version lies below them.
     pub set_aside: u64,
-}
-
-/// Completes what is lazy in the user layer. The desktop must not be mounted.
-pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Result<Settled> {
-    let _ = (store, desktop, progress);
-    Err(Error::Failed("not built yet".into()))
 }
 
 /// A commit to make.
@@ -177,23 +144,4 @@ pub struct Committed {
     pub new_bytes: u64,
     /// Entries cleared from the user layer.
     pub reset: u64,
-}
-
-/// Makes what the user layer changed the next delta, named `image:tag`.
-pub fn commit(
-    store: &Store,
-    desktop: &Desktop,
-    image: &str,
-    tag: &str,
-    request: &CommitRequest,
-    progress: &dyn Progress,
-) -> Result<Committed> {
-    let _ = (store, desktop, image, tag, request, progress);
-    Err(Error::Failed("not built yet".into()))
-}
-
-/// Bytes that the user layer takes on disk.
-pub fn user_layer_bytes(dir: &Path) -> Result<u64> {
-    let _ = dir;
-    Err(Error::Failed("not built yet".into()))
 }

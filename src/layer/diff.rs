@@ -63,8 +63,8 @@ fn dirs(old: &Index, a: &Node, new: &Index, b: &Node, path: &[u8], out: &mut Vec
     }
     let (mut left, mut right) = (old.children(a)?, new.children(b)?);
     loop {
-        let l = if left.is_empty() { None } else { Some(old.node(left.start)?) };
-        let r = if right.is_empty() { None } else { Some(new.node(right.start)?) };
+        let l = if left.is_empty() { None } else { Some(old.child(a, left.start)?) };
+        let r = if right.is_empty() { None } else { Some(new.child(b, right.start)?) };
         let order = match (&l, &r) {
             (None, None) => return Ok(()),
             (Some(_), None) => std::cmp::Ordering::Less,
@@ -98,12 +98,12 @@ fn both(old: &Index, l: &Node, new: &Index, r: &Node, path: &[u8], out: &mut Vec
         push(Kind::Type, out);
         if l.is_dir() {
             for at in old.children(l)? {
-                all(old, &old.node(at)?, path, Kind::Removed, out)?;
+                all(old, &old.child(l, at)?, path, Kind::Removed, out)?;
             }
         }
         if r.is_dir() {
             for at in new.children(r)? {
-                all(new, &new.node(at)?, path, Kind::Added, out)?;
+                all(new, &new.child(r, at)?, path, Kind::Added, out)?;
             }
         }
         return Ok(());
@@ -143,7 +143,7 @@ fn all(index: &Index, node: &Node, parent: &[u8], kind: Kind, out: &mut Vec<Chan
     let path = change.path.clone();
     out.push(change);
     for at in index.children(node)? {
-        all(index, &index.node(at)?, &path, kind, out)?;
+        all(index, &index.child(node, at)?, &path, kind, out)?;
     }
     Ok(())
 }

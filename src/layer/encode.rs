@@ -310,7 +310,7 @@ pub fn decode(index: &Index) -> Result<Draft> {
     let mut todo = vec![(root, ROOT)];
     while let Some((dir, to)) = todo.pop() {
         for at in index.children(&dir)? {
-            let node = index.node(at)?;
+            let node = index.child(&dir, at)?;
             let name = index.name(&node)?;
             if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
                 return Err(Error::Damaged("damaged index: an impossible name".into()));
@@ -330,5 +330,6 @@ pub fn decode(index: &Index) -> Result<Draft> {
             draft.link(to, name, id);
         }
     }
+    draft.check_depth()?;
     Ok(draft)
 }

@@ -11,7 +11,9 @@
 //! [`Error::Damaged`] and never a crash or an endless loop:
 //! 1. every offset and index lies within its section;
 //! 2. a node's parent comes before it (so walking up ends);
-//! 3. a directory's children are one run of nodes that comes after it (so walking down ends).
+//! 3. a directory's children are one run of nodes that comes after it (so walking down ends), and each names
+//!    it as its parent (so a walk sees no node twice, and costs no more than the file is long);
+//! 4. a hard-link group is a ring of nodes that agree on their number of names, none of them a directory.
 
 use std::fs::File;
 use std::ops::Range;
@@ -239,6 +241,15 @@ impl Index {
         }
     }
 
+    /// A child of a directory, at a place that [`Index::children`] gave.
+    pub fn child(&self, dir: &Node, at: u32) -> Result<Node> {
+        let node = self.node(at)?;
+        if node.parent != dir.at || node.at == dir.at {
+            return Err(damaged("a child has another parent"));
+        }
+        Ok(node)
+    }
+
     /// The child of a directory with that name.
     pub fn lookup(&self, dir: &Node, name: &[u8]) -> Result<Option<Node>> {
         let mut range = self.children(dir)?;
@@ -314,10 +325,13 @@ impl Index {
         }
         let mut at = node.next;
         while at != node.at {
-            if out.len() >= node.count as usize {
+            if out.len() >= node.count.min(self.len()) as usize {
                 return Err(damaged("a hard-link group does not close"));
             }
             let other = self.node(at)?;
+            if other.is_dir() || other.count != node.count {
+                return Err(damaged("a hard-link group does not agree"));
+            }
             at = other.next;
             out.push(other);
         }

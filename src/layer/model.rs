@@ -6,11 +6,16 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::{Error, Result};
 use crate::store::Digest;
 use crate::sys::fs::Time;
 
 /// Place of an inode in its draft.
 pub type InodeId = usize;
+
+/// How many directories may lie within each other. Merging and comparing go down by recursion, on threads with
+/// small stacks; a path of more components than this could hardly be named in one call (`PATH_MAX`).
+pub const DEPTH_MAX: usize = 1024;
 
 /// The root's place.
 pub const ROOT: InodeId = 0;
@@ -150,6 +155,20 @@ impl Draft {
             out.push((path, id));
         }
         out
+    }
+
+    /// Refuses a tree that is deeper than [`DEPTH_MAX`]. To be asked of whatever comes from outside before it
+    /// is merged or compared.
+    pub fn check_depth(&self) -> Result<()> {
+        let mut level = vec![ROOT];
+        for _ in 0..=DEPTH_MAX {
+            let below = level.iter().flat_map(|id| self.get(*id).children.values());
+            level = below.copied().filter(|id| self.get(*id).content.is_dir()).collect();
+            if level.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(Error::Failed(format!("more than {DEPTH_MAX} directories lie within each other")))
     }
 
     /// For every inode its paths, sorted; inodes without a name have none.

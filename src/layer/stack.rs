@@ -104,6 +104,7 @@ pub fn publish_version(
     full: &Draft,
     words: Words,
 ) -> Result<Option<(Digest, Manifest)>> {
+    full.check_depth()?;
     let mut stack = Vec::new();
     let layer = match parent {
         None => put_layer(store, full)?,

@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Store, check_name, now_text, to_json};
+use super::{Digest, Store, check_name, now_text, to_json, valid_name};
 use crate::error::{Doing, Error, Result};
 use crate::sys::lock::{self, Lock, Share};
-use crate::sys::publish::publish;
+use crate::sys::publish::{publish, temporary_name};
 
 /// `desktop.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -217,8 +217,115 @@ impl Store {
             .flatten()
             .filter(|e| e.path().join("state.json").exists())
             .filter_map(|e| Some(Desktop { name: e.file_name().into_string().ok()?, dir: e.path() }))
+            .filter(|d| valid_name(&d.name))
             .collect();
         out.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(out)
+    }
+
+    /// Removes a desktop that is not mounted, and its user layer unless that is to be kept. A kept one stays
+    /// where it is, with the ledger of its pins (so that a collection leaves what it needs) and what was set
+    /// aside; a desktop that is made in its place takes it over.
+    pub fn remove_desktop(&self, desktop: &Desktop, keep_user_layer: bool) -> Result<Removed> {
+        let name = &desktop.name;
+        let _held = desktop.lock()?;
+        let Some(_claim) = self.claim_mount(name)? else {
+            return Err(Error::Failed(format!(
+                "the desktop {name:?} is mounted; `reroot umount {name}` first. Nothing was removed"
+            )));
+        };
+        let home = desktop.layer_home()?;
+        let pins = desktop.pins()?.len() as u64;
+        let removed = Removed { user_layer: desktop.user_layer()?, kept: keep_user_layer, pins };
+        if keep_user_layer {
+            // Without its state it is no desktop any more; what is cut off after that can be done again.
+            for part in ["state.json", "desktop.toml", "lock"] {
+                let path = desktop.dir.join(part);
+                fs::remove_file(&path).at("removing", &path)?;
+            }
+            if pins == 0 {
+                let _ = fs::remove_file(desktop.dir.join("pins"));
+            }
+            // Both fail while they hold something, and that is right.
+            let _ = fs::remove_dir(desktop.dir.join("set-aside"));
+            let _ = fs::remove_dir(&desktop.dir);
+            return Ok(removed);
+        }
+        // One rename removes it; a collection clears what a crash leaves behind.
+        let doomed = self.path("desktops").join(temporary_name());
+        fs::rename(&desktop.dir, &doomed).at("removing", &desktop.dir)?;
+        if home != desktop.dir {
+            for part in ["user", "work"] {
+                let path = home.join(part);
+                match fs::remove_dir_all(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    r => r.at("the desktop is removed, but not its user layer; removing", &path)?,
+                }
+            }
+        }
+        fs::remove_dir_all(&doomed)
+            .at("the desktop is removed, but not all of its files; removing", &doomed)?;
+        Ok(removed)
+    }
+}
+
+/// What the removal of a desktop left.
+#[derive(Clone, Debug)]
+pub struct Removed {
+    /// Where the user layer is, or was.
+    pub user_layer: PathBuf,
+    /// Whether it is still there.
+    pub kept: bool,
+    /// How many versions it needs content of.
+    pub pins: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(name: &str) -> Store {
+        let dir = std::env::temp_dir().join(format!("reroot-desktops-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        Store::open(&dir).unwrap()
+    }
+
+    fn desktop(store: &Store, layer: Option<&Path>) -> Desktop {
+        let choice = Choice { version: Digest::of(b"v"), tag: None };
+        store.create_desktop("pc", "office", choice, layer, BTreeMap::new()).unwrap()
+    }
+
+    #[test]
+    fn a_mounted_desktop_is_not_removed() {
+        let store = store("mounted");
+        let pc = desktop(&store, None);
+        let claim = store.claim_mount("pc").unwrap();
+        assert!(matches!(store.remove_desktop(&pc, false), Err(Error::Failed(_))));
+        drop(claim);
+        store.remove_desktop(&pc, false).unwrap();
+        assert_eq!(fs::read_dir(store.path("desktops")).unwrap().count(), 0);
+        fs::remove_dir_all(store.root()).unwrap();
+    }
+
+    #[test]
+    fn a_kept_user_layer_keeps_its_files_and_pins_and_can_be_taken_over() {
+        let store = store("kept");
+        for elsewhere in [false, true] {
+            let home = store.root().with_extension("layer");
+            let _ = fs::remove_dir_all(&home);
+            let layer = elsewhere.then_some(home.as_path());
+            let pc = desktop(&store, layer);
+            let file = pc.user_layer().unwrap().join("file");
+            fs::write(&file, "mine").unwrap();
+            pc.pin(&Digest::of(b"needed")).unwrap();
+            store.remove_desktop(&pc, true).unwrap();
+            assert!(store.desktop("pc").is_err() && store.desktops().unwrap().is_empty());
+            let again = desktop(&store, layer);
+            assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+            assert_eq!(again.pins().unwrap().len(), 1);
+            store.remove_desktop(&again, false).unwrap();
+            assert!(!file.exists());
+        }
+        fs::remove_dir_all(store.root()).unwrap();
     }
 }

@@ -19,6 +19,8 @@
 //!
 //! Assumed of the disk: a rename within a directory is atomic, and what was fsynced stays.
 
+pub mod audit;
+pub mod collect;
 pub mod desktops;
 mod digest;
 pub mod mounts;

@@ -40,7 +40,7 @@ impl<'a> Intake<'a> {
         let objects = store.path("objects");
         remove_abandoned(&objects)?;
         let dir = objects.join(format!(".intake{}", publish::temporary_name()));
-        let lock_path = dir.with_extension("lock");
+        let lock_path = lock_of(&dir);
         let lock = lock::wait(&lock_path, Share::Exclusive).at("locking", &lock_path)?;
         fs::create_dir(&dir).at("making", &dir)?;
         Ok(Intake {
@@ -184,7 +184,7 @@ impl<'a> Intake<'a> {
 impl Drop for Intake<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
-        let _ = fs::remove_file(self.dir.with_extension("lock"));
+        let _ = fs::remove_file(lock_of(&self.dir));
     }
 }
 
@@ -197,13 +197,25 @@ pub fn remove_abandoned(objects: &Path) -> Result<()> {
         if !name.starts_with(".intake") || name.ends_with(".lock") {
             continue;
         }
-        let lock_path = path.with_extension("lock");
+        let lock_path = lock_of(&path);
         if let Ok(Some(_held)) = lock::attempt(&lock_path, Share::Exclusive) {
-            fs::remove_dir_all(&path).at("removing", &path)?;
-            fs::remove_file(&lock_path).at("removing", &lock_path)?;
+            // Its owner may be removing it just now, on its way out.
+            for removed in [fs::remove_dir_all(&path), fs::remove_file(&lock_path)] {
+                match removed {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    r => r.at("removing", &path)?,
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// The lock of an intake's directory: its whole name and `.lock` (the name itself has dots).
+fn lock_of(dir: &Path) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
 }
 
 enum CopyError {
@@ -343,6 +355,22 @@ mod tests {
             fs::remove_file(store.object_path(&digest)).unwrap();
         }
         fs::remove_file(source).unwrap();
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn two_intakes_at_once_leave_each_other_alone() {
+        let dir = scratch("two");
+        let store = Store::open(&dir).unwrap();
+        let a = Intake::begin(&store).unwrap();
+        let (one, _) = a.add_reader(&b"one"[..], &|_| {}).unwrap().unwrap();
+        let b = Intake::begin(&store).unwrap();
+        let (two, _) = b.add_reader(&b"two"[..], &|_| {}).unwrap().unwrap();
+        b.finish().unwrap();
+        let c = Intake::begin(&store).unwrap();
+        a.finish().unwrap();
+        drop(c);
+        assert!(store.object_path(&one).exists() && store.object_path(&two).exists());
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -231,9 +231,18 @@ impl Store {
     pub fn refs(&self) -> Result<Vec<Ref>> {
         let mut out = Vec::new();
         let top = self.path("refs");
-        for image in fs::read_dir(&top).at("reading", &top)?.flatten() {
-            let Ok(tags) = fs::read_dir(image.path()) else { continue };
-            for tag in tags.flatten() {
+        // A collection takes these for all there are: a directory that cannot be read is no empty one.
+        for image in fs::read_dir(&top).at("reading", &top)? {
+            let image = image.at("reading", &top)?;
+            let tags = match fs::read_dir(image.path()) {
+                Ok(tags) => tags,
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::NotFound) => {
+                    continue;
+                }
+                Err(e) => return Err(e).at("reading", image.path()),
+            };
+            for tag in tags {
+                let tag = tag.at("reading", image.path())?;
                 let (Ok(image), Ok(tag)) = (image.file_name().into_string(), tag.file_name().into_string())
                 else {
                     continue;

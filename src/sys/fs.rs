@@ -161,7 +161,7 @@ pub fn open_at(dir: impl AsFd, name: &[u8], how: Open) -> io::Result<OwnedFd> {
 /// Opens again, with other rights, what a descriptor (also an `O_PATH` one) stands for.
 pub fn reopen(fd: impl AsFd, how: Open) -> io::Result<OwnedFd> {
     let flags = how.flags() - OFlags::NOFOLLOW;
-    Ok(rfs::open(proc_path(fd).as_c_str(), flags, Mode::empty())?)
+    Ok(rfs::open(proc_path(&fd).as_c_str(), flags, Mode::empty())?)
 }
 
 /// Opens a directory by an ordinary path, following symbolic links.
@@ -178,7 +178,7 @@ pub fn proc_path(fd: impl AsFd) -> std::ffi::CString {
 
 /// Where in the name space a descriptor's file stands now, as the kernel says it.
 pub fn path_of(fd: impl AsFd) -> io::Result<Vec<u8>> {
-    Ok(rfs::readlink(proc_path(fd).as_c_str(), Vec::new())?.into_bytes())
+    Ok(rfs::readlink(proc_path(&fd).as_c_str(), Vec::new())?.into_bytes())
 }
 
 /// Makes a regular file that must not exist yet, open for reading and writing.
@@ -215,7 +215,7 @@ pub fn link_at(from: impl AsFd, name: &[u8], to: impl AsFd, new: &[u8]) -> io::R
 
 /// Gives an open file (also an `O_PATH` one) a name.
 pub fn link_fd(fd: impl AsFd, to: impl AsFd, new: &[u8]) -> io::Result<()> {
-    Ok(rfs::linkat(rfs::CWD, proc_path(fd).as_c_str(), to, new, AtFlags::SYMLINK_FOLLOW)?)
+    Ok(rfs::linkat(rfs::CWD, proc_path(&fd).as_c_str(), to, new, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// What a rename does when the new name exists.
@@ -286,7 +286,7 @@ pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32)>> {
 
 /// Sets permission bits of what a descriptor (also an `O_PATH` one) stands for.
 pub fn chmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(rfs::chmod(proc_path(fd).as_c_str(), Mode::from_raw_mode(mode & 0o7777))?)
+    Ok(rfs::chmod(proc_path(&fd).as_c_str(), Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 /// Sets owner and group where given; works on any type, with an `O_PATH` descriptor too.
@@ -317,7 +317,7 @@ pub fn set_times(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> io::Result<()
     let times = rfs::Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
     // An empty path with O_PATH descriptors is refused by utimensat before Linux 6.?; /proc works everywhere,
     // and for a symbolic link the magic link leads to the link itself.
-    Ok(rfs::utimensat(rfs::CWD, proc_path(fd).as_c_str(), &times, AtFlags::empty())?)
+    Ok(rfs::utimensat(rfs::CWD, proc_path(&fd).as_c_str(), &times, AtFlags::empty())?)
 }
 
 /// Copies `len` bytes within the kernel, sharing blocks where the file system can. Returns what was copied.

@@ -18,8 +18,10 @@ struct MountAttr {
 }
 
 fn set_attributes(mount: impl AsFd, set: u64, userns: Option<&OwnedFd>) -> io::Result<()> {
-    let attr =
-        MountAttr { set, clear: 0, propagation: 0, userns_fd: userns.map_or(0, |fd| fd.as_raw_fd() as u64) };
+    // The atime modes exclude each other: setting one asks for the others to be cleared.
+    let clear = if set & libc::MOUNT_ATTR__ATIME != 0 { libc::MOUNT_ATTR__ATIME } else { 0 };
+    let userns_fd = userns.map_or(0, |fd| fd.as_raw_fd() as u64);
+    let attr = MountAttr { set, clear, propagation: 0, userns_fd };
     // SAFETY: the pointer leads to a live structure of exactly the size that is passed; the empty path with
     // AT_EMPTY_PATH names the descriptor itself.
     let r = unsafe {

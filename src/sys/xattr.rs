@@ -12,7 +12,7 @@ pub const VALUE_MAX: usize = 65536;
 
 /// The value of `name`, or `None` where it is not set or not supported.
 pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let path = proc_path(fd);
+    let path = proc_path(&fd);
     let mut small = [0u8; 256];
     match rfs::getxattr(path.as_c_str(), name, &mut small[..]) {
         Ok(n) => return Ok(Some(small.get(..n).unwrap_or_default().to_vec())),
@@ -33,7 +33,7 @@ pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
 
 /// The names that are set, in the file system's order; none where xattrs are not supported.
 pub fn list(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    let path = proc_path(fd);
+    let path = proc_path(&fd);
     let mut small = [0u8; 1024];
     let split = |b: &[u8]| b.split(|c| *c == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
     match rfs::listxattr(path.as_c_str(), &mut small[..]) {
@@ -65,10 +65,10 @@ pub fn set(fd: impl AsFd, name: &[u8], value: &[u8], how: Set) -> io::Result<()>
         Set::Create => XattrFlags::CREATE,
         Set::Replace => XattrFlags::REPLACE,
     };
-    Ok(rfs::setxattr(proc_path(fd).as_c_str(), name, value, flags)?)
+    Ok(rfs::setxattr(proc_path(&fd).as_c_str(), name, value, flags)?)
 }
 
 /// Removes `name`; `ENODATA` if it is not set.
 pub fn remove(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
-    Ok(rfs::removexattr(proc_path(fd).as_c_str(), name)?)
+    Ok(rfs::removexattr(proc_path(&fd).as_c_str(), name)?)
 }

@@ -195,6 +195,21 @@ impl View {
         Ok(keep)
     }
 
+    /// Forgets nodes that nobody needs.
+    pub fn sweep(&self) {
+        self.nodes.sweep();
+    }
+
+    /// How many nodes are in memory.
+    pub fn known_nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether some handle may write.
+    pub fn is_being_written(&self) -> bool {
+        self.handles.open.read().values().any(|h| h.writes)
+    }
+
     /// The kernel does not offer passthrough.
     pub fn no_passthrough(&self) {
         self.passthrough.store(false, Ordering::Relaxed);

@@ -62,6 +62,20 @@ pub enum Case {
     RenamedSourceGone,
 }
 
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Case::ShadowsChanged => "shadows-changed",
+            Case::HidesNew => "hides-new",
+            Case::OpaqueHidesNew => "opaque-hides-new",
+            Case::EqualToTarget => "equal-to-target",
+            Case::FileOverDirectory => "file-over-directory",
+            Case::DirectoryOverFile => "directory-over-file",
+            Case::RenamedSourceGone => "renamed-source-gone",
+        })
+    }
+}
+
 impl Case {
     fn explanation(self) -> &'static str {
         match self {

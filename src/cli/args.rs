@@ -1,0 +1,358 @@
+//! The command line's definition and nothing else, so that the build script can include it and make man pages
+//! and completions of it. Names of versions stay text here; the commands read them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+
+const AFTER: &str = "\
+IMAGE:TAG names a version; IMAGE@sha384:HEX (12 digits or more) names one by digest; IMAGE alone means IMAGE:latest.
+
+Exit status: 0 done, 1 failed and nothing changed unless the message says so, 2 wrong usage, 3 nothing to do, \
+4 refused by policy or trust, 5 damaged content found.";
+
+/// Layered system images as one root file system, with layers that can be swapped while it is mounted.
+#[derive(Debug, Parser)]
+#[command(name = "reroot", version, after_help = AFTER, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes, before or after its name.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// The store's directory [default: $REROOT_STORE, else /var/lib/reroot for root and
+    /// $XDG_DATA_HOME/reroot for others]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub store: Option<PathBuf>,
+    /// Answer with one JSON document on standard output, also for errors
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a version of a directory, archive, OCI image or disk image
+    ///
+    /// SOURCE is dir:PATH, tar:FILE (also .gz, .zst, .xz; - is standard input), oci:DIR[:REF] or
+    /// disk:FILE[#PARTITION] (qcow2, raw, vmdk, vhdx). Without --parent the result is a base. With it, SOURCE is
+    /// the complete new tree, and the version stores one delta: exactly what differs from the parent.
+    Import(Import),
+    /// Make what a desktop's user layer changed the next delta of an image
+    Commit(Commit),
+    /// List images and their tags
+    Images,
+    /// Show a version: its layers, sizes and annotations
+    Show(Show),
+    /// Show an image's history, the newest version first
+    Log(Image),
+    /// Show what differs between two versions, one line a path
+    ///
+    /// A added, M content, m metadata only, D removed, T type changed.
+    Diff(Diff),
+    /// Give a version a further tag
+    Tag(NewTag),
+    /// Remove a tag; `reroot gc` then removes what nothing else names
+    Untag(Version),
+    /// Make a version with the same content in one layer
+    Squash(NewTag),
+    /// Write a version's tree to a directory, archive, OCI image or disk image
+    Export(Export),
+    /// Mount a version read-only, as plain files
+    Inspect(Inspect),
+    /// Check the store, or what one version needs of it
+    Fsck(Fsck),
+    /// Remove what no tag, desktop, pin or mount needs
+    Gc(Gc),
+    /// Show what the store takes on disk, and what it would without sharing
+    Df,
+    /// Make a desktop on a version
+    Create(Create),
+    /// Mount a desktop; returns when the view answers
+    Mount(Mount),
+    /// Unmount a desktop, or whatever of reroot's is mounted at a path
+    Umount(Umount),
+    /// List desktops
+    Desktops(Desktops),
+    /// Show a desktop's state
+    Status(Desktop),
+    /// Remove a desktop and its user layer
+    Rm(Rm),
+    /// Complete what is lazy in a user layer: afterwards it is plain overlayfs format
+    Settle(Desktop),
+    /// Show what a user layer holds against its version, one line a path
+    Changes(Desktop),
+    /// Swap desktops to a newer version, mounted or not
+    ///
+    /// Without --to, to the image's `latest`. User files win where they meet what the new version ships.
+    Upgrade(Swap),
+    /// Swap desktops back, mounted or not; what their users wrote stays
+    ///
+    /// Without --to, to the version that each ran on before.
+    Rollback(Swap),
+    /// Run one mount's daemon
+    #[command(hide = true)]
+    Serve,
+    /// Hold a user name space for an id-mapped mount
+    #[command(hide = true, name = "hold-user-namespace")]
+    HoldUserNamespace,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Where the tree comes from: dir:, tar:, oci: or disk:
+    pub source: String,
+    /// What the version is called
+    #[arg(value_name = "IMAGE:TAG")]
+    pub name: String,
+    /// Store only what differs from this version
+    #[arg(long, value_name = "IMAGE:TAG")]
+    pub parent: Option<String>,
+    /// SOURCE is itself a delta, in OCI whiteout form
+    #[arg(long, requires = "parent")]
+    pub as_delta: bool,
+    /// Its message and annotations.
+    #[command(flatten)]
+    pub words: Words,
+}
+
+/// What can be said of a new version.
+#[derive(Debug, Args)]
+pub struct Words {
+    /// What is new in it
+    #[arg(short, long, default_value = "")]
+    pub message: String,
+    /// A free word, kept with the version
+    #[arg(long = "annotation", value_name = "KEY=VALUE", value_parser = pair)]
+    pub annotations: Vec<(String, String)>,
+}
+
+/// `commit`
+#[derive(Debug, Args)]
+pub struct Commit {
+    /// The desktop
+    pub desktop: String,
+    /// What the new version is called
+    #[arg(value_name = "IMAGE:TAG")]
+    pub name: String,
+    /// What is new in it
+    #[arg(short, long, default_value = "")]
+    pub message: String,
+    /// Take only paths that match; can be given several times
+    #[arg(long, value_name = "GLOB")]
+    pub only: Vec<String>,
+    /// Clear from the user layer what was taken, and put the desktop on the new version
+    #[arg(long)]
+    pub reset: bool,
+}
+
+/// `show`
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: String,
+    /// List every path
+    #[arg(long)]
+    pub files: bool,
+}
+
+/// An image's name.
+#[derive(Debug, Args)]
+pub struct Image {
+    /// The image
+    pub image: String,
+}
+
+/// A version's name.
+#[derive(Debug, Args)]
+pub struct Version {
+    /// The version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: String,
+}
+
+/// `diff`
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The first version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub old: String,
+    /// The second version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub new: String,
+}
+
+/// `tag` and `squash`
+#[derive(Debug, Args)]
+pub struct NewTag {
+    /// The version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: String,
+    /// A tag of the same image; one that exists is moved
+    #[arg(value_name = "NEWTAG")]
+    pub tag: String,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: String,
+    /// Where it goes: dir:, tar:, oci: or disk:
+    pub dest: String,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The version
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: String,
+    /// Where it is attached
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+    /// How it is mounted.
+    #[command(flatten)]
+    pub how: MountHow,
+}
+
+/// How something is mounted.
+#[derive(Debug, Args)]
+pub struct MountHow {
+    /// Options as for mount(8), joined with commas
+    #[arg(short, value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Stay until it is unmounted
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+/// `fsck`
+#[derive(Debug, Args)]
+pub struct Fsck {
+    /// Read every object and check its digest
+    #[arg(long)]
+    pub deep: bool,
+    /// Only what this version needs
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: Option<String>,
+}
+
+/// `gc`
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Its name
+    pub desktop: String,
+    /// The version that it runs on
+    #[arg(value_name = "IMAGE:TAG")]
+    pub version: String,
+    /// Keep the user layer in this directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub user_layer: Option<PathBuf>,
+    /// A word to choose desktops by
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+}
+
+/// `mount`
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// The desktop
+    pub desktop: String,
+    /// Where it is attached
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+    /// How it is mounted.
+    #[command(flatten)]
+    pub how: MountHow,
+}
+
+/// `umount`
+#[derive(Debug, Args)]
+pub struct Umount {
+    /// A desktop's name, or where it is attached
+    #[arg(value_name = "DESKTOP|MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    pub target: OsString,
+}
+
+/// `desktops`
+#[derive(Debug, Args)]
+pub struct Desktops {
+    /// Only those with this label; with several, all of them
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+}
+
+/// A desktop's name.
+#[derive(Debug, Args)]
+pub struct Desktop {
+    /// The desktop
+    pub desktop: String,
+}
+
+/// `rm`
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// The desktop
+    pub desktop: String,
+    /// Leave its files where they are
+    #[arg(long)]
+    pub keep_user_layer: bool,
+}
+
+/// `upgrade` and `rollback`
+#[derive(Debug, Args)]
+pub struct Swap {
+    /// The desktops
+    #[arg(value_name = "DESKTOP", required_unless_present_any = ["labels", "all"], conflicts_with_all = ["labels", "all"])]
+    pub desktops: Vec<String>,
+    /// The version to go to
+    #[arg(long, value_name = "IMAGE:TAG")]
+    pub to: Option<String>,
+    /// Show what would happen and where user files stand in the way; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Refuse (exit status 4) where there are conflicts
+    #[arg(long)]
+    pub strict: bool,
+    /// Every desktop with this label; with several, all of them
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+    /// Every desktop
+    #[arg(long, conflicts_with = "labels")]
+    pub all: bool,
+    /// How many desktops at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: u16,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("expected KEY=VALUE".into()),
+    }
+}

@@ -1,0 +1,79 @@
+//! `mount`, `umount`, `inspect`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Done;
+use super::args::{Inspect, Mount, MountHow, Umount};
+use super::ui::Ui;
+use crate::daemon::{self, MountOptions, MountRequest, Subject};
+use crate::error::{Doing, Error, Result};
+use crate::store::Store;
+use crate::store::mounts::MountEntry;
+use crate::store::versions::VersionName;
+
+pub fn mount(ui: &Ui, store: &Store, args: &Mount) -> Done {
+    let desktop = store.desktop(&args.desktop)?;
+    let options = MountOptions::parse(&args.how.options.join(","))?;
+    attach(ui, store, Subject::Desktop(desktop.name), &args.mountpoint, options, &args.how)
+}
+
+pub fn inspect(ui: &Ui, store: &Store, args: &Inspect) -> Done {
+    let name: VersionName = args.version.parse()?;
+    let mut options = MountOptions::parse(&args.how.options.join(","))?;
+    options.read_only = true;
+    let version = store.resolve(&name)?;
+    let subject = Subject::Version { version, name: name.to_string() };
+    attach(ui, store, subject, &args.mountpoint, options, &args.how)
+}
+
+fn attach(
+    ui: &Ui,
+    store: &Store,
+    subject: Subject,
+    at: &Path,
+    options: MountOptions,
+    how: &MountHow,
+) -> Done {
+    let mountpoint = directory(at)?;
+    let request = MountRequest { store: store.root().to_path_buf(), subject, mountpoint, options };
+    let entry = daemon::mount(&request, how.foreground)?;
+    let verb = if how.foreground { "was mounted at" } else { "is mounted at" };
+    answer(ui, &entry, verb)?;
+    Ok(0)
+}
+
+/// The directory to mount on, in full.
+fn directory(at: &Path) -> Result<PathBuf> {
+    let full = at.canonicalize().at("finding the mount point", at)?;
+    if !full.is_dir() {
+        return Err(Error::Usage(format!("the mount point {} is not a directory", full.display())));
+    }
+    Ok(full)
+}
+
+pub fn umount(ui: &Ui, store: &Store, args: &Umount) -> Done {
+    let Some(target) = args.target.to_str() else {
+        return Err(Error::Usage(format!(
+            "{:?} is not UTF-8; give the desktop's name (`reroot desktops` lists them)",
+            args.target
+        )));
+    };
+    let entry = daemon::unmount(store, target)?;
+    answer(ui, &entry, "is not mounted any more at")?;
+    Ok(0)
+}
+
+fn answer(ui: &Ui, entry: &MountEntry, verb: &str) -> Result<()> {
+    ui.answer(
+        || {
+            let mut out = serde_json::to_value(entry).unwrap_or_default();
+            if let Value::Object(out) = &mut out {
+                out.insert("name".into(), Value::String(entry.id.clone()));
+            }
+            out
+        },
+        |out| out.line(format!("{} {verb} {}", entry.id, entry.mountpoint.display())),
+    )
+}

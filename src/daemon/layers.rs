@@ -1,0 +1,334 @@
+//! What needs a user layer as a whole: changes, settle, commit.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::control::{Ask, ask};
+use super::{CommitRequest, Committed, Settled, UserChange};
+use crate::error::{Doing, Error, Result};
+use crate::layer::model::{Content, Draft, InodeId, ROOT, join};
+use crate::layer::stack::{Words, publish_version};
+use crate::layer::{encode, merge};
+use crate::store::desktops::{Choice, Desktop};
+use crate::store::objects::Intake;
+use crate::store::{Digest, Progress, Store, audit};
+use crate::sys::fs as sys;
+use crate::union::lower::{Objects, Tree};
+use crate::union::survey::{lay_over, letters, open_for_reading};
+use crate::union::upper::UserLayer;
+use crate::union::{Data, Settings, View};
+
+/// What the user layer holds against its version, sorted by path.
+pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
+    let tree = Tree::open(store, &desktop.state()?.current.version)?;
+    let old = encode::decode(&tree.index)?;
+    // A file that the user owns counts as changed; it is not read to find out.
+    let mut own = |path: &[u8], _: &std::os::fd::OwnedFd, _: &sys::Stat| Ok(Digest::of(path));
+    let new = lay_over(store, &tree, &desktop.user_layer()?, &mut own)?;
+    let change = |(raw, letter): (Vec<u8>, char)| UserChange {
+        path: String::from_utf8_lossy(&raw).into_owned(),
+        raw,
+        letter,
+    };
+    Ok(letters(&old, &new).into_iter().map(change).collect())
+}
+
+/// Bytes that the user layer takes on disk.
+pub fn user_layer_bytes(dir: &Path) -> Result<u64> {
+    fn sum(dir: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u64> {
+        let mut out = 0;
+        for (name, _) in sys::list(dir)? {
+            let stat = match sys::stat_at(dir, &name) {
+                // It went while we looked.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => continue,
+                r => r?,
+            };
+            out += stat.blocks * 512 / u64::from(if stat.is_dir() { 1 } else { stat.nlink.max(1) });
+            if stat.is_dir() {
+                out += sum(sys::open_at(dir, &name, sys::Open::DirPath)?.as_fd())?;
+            }
+        }
+        Ok(out)
+    }
+    let top = sys::open_dir(dir).at("opening the user layer", dir)?;
+    sum(top.as_fd()).at("reading the user layer", dir)
+}
+
+/// Claims a desktop that must not be mounted.
+fn unmounted(store: &Store, desktop: &Desktop, what: &str) -> Result<crate::store::mounts::MountClaim> {
+    store.claim_mount(&desktop.name)?.ok_or_else(|| {
+        Error::Failed(format!(
+            "{0} is mounted; `reroot umount {0}` first: {what} needs the user layer at rest",
+            desktop.name
+        ))
+    })
+}
+
+/// Completes what is lazy in the user layer. The desktop must not be mounted.
+pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Result<Settled> {
+    let _claim = unmounted(store, desktop, "settling")?;
+    let _in_use = store.in_use()?;
+    let held = desktop.lock()?;
+    let mut state = desktop.state()?;
+    if state.complete_pending() {
+        desktop.write_state(&state, &held)?;
+    }
+    crate::sys::process::clear_umask();
+    let tree = Tree::open(store, &state.current.version)?;
+    let user = UserLayer::open(desktop)?;
+    let objects = Objects::open(store)?;
+    let settings = Settings { read_only: false, data: Data::Coherent };
+    let io = |e: crate::union::Fail| {
+        Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0))
+    };
+    let view = View::new(store.clone(), objects, Some(user), tree, state.generation, settings).map_err(io)?;
+    progress.begin("settling", None);
+    let done = view.settle(&|bytes| progress.advance(1, bytes)).map_err(io)?;
+    view.sync().map_err(io)?;
+    // Nothing stands on older versions any more.
+    desktop.replace_pins(&BTreeSet::new())?;
+    Ok(Settled { files_completed: done.files, bytes_copied: done.bytes, set_aside: done.aside })
+}
+
+/// Makes what the user layer changed the next delta, named `image:tag`.
+pub fn commit(
+    store: &Store,
+    desktop: &Desktop,
+    image: &str,
+    tag: &str,
+    request: &CommitRequest,
+    progress: &dyn Progress,
+) -> Result<Committed> {
+    crate::store::check_name("an image", image)?;
+    crate::store::check_name("a tag", tag)?;
+    let patterns = request.only.iter().map(|p| Pattern::new(p)).collect::<Result<Vec<_>>>()?;
+    let claim = if request.reset { Some(unmounted(store, desktop, "--reset")?) } else { None };
+    let _in_use = store.in_use()?;
+    if claim.is_none()
+        && let Some(entry) = store.mounted(&desktop.name)?
+    {
+        ask(&entry.socket, &Ask::Sync)?;
+    }
+    let state = desktop.state()?;
+    let parent = store.version(&state.current.version)?;
+    let tree = Tree::open(store, &state.current.version)?;
+    let user = desktop.user_layer()?;
+    let intake = Intake::begin(store)?;
+    progress.begin("reading the user layer", None);
+    let taken = RefCell::new(0u64);
+    let mut read = |path: &[u8], handle: &std::os::fd::OwnedFd, stat: &sys::Stat| {
+        // Left out by --only: any digest will do, the path is dropped again.
+        if !patterns.is_empty() && !patterns.iter().any(|p| p.takes(path)) {
+            return Ok(Digest::of(path));
+        }
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let file = open_for_reading(handle).at("reading", &shown)?;
+        let advance = |n| progress.advance(0, n);
+        let added = intake.add_file(&file, stat.size, &advance)?;
+        let now = sys::stat(&file).at("reading", &shown)?;
+        let (digest, size) = added.at("reading", &shown)?;
+        if (now.size, now.mtime, now.ctime) != (stat.size, stat.mtime, stat.ctime) || size != stat.size {
+            return Err(Error::Failed(format!(
+                "{shown} changed while it was read; commit again, or unmount first"
+            )));
+        }
+        *taken.borrow_mut() += 1;
+        progress.advance(1, 0);
+        Ok(digest)
+    };
+    let mut full = lay_over(store, &tree, &user, &mut read)?;
+    let old = encode::decode(&tree.index)?;
+    let mut delta = merge::delta(&old, &full);
+    if !patterns.is_empty() {
+        keep_only(&mut delta, &old, &patterns);
+        full = old.clone();
+        merge::apply(&mut full, &delta);
+    }
+    let new_bytes = intake.new_bytes();
+    intake.finish()?;
+    let words = Words { message: request.message.clone(), ..Words::default() };
+    let published = publish_version(store, Some((&state.current.version, &parent)), &full, words)?;
+    let Some((version, _)) = published else {
+        return Err(Error::Nothing(format!("{} holds nothing to commit", desktop.name)));
+    };
+    let paths = (delta.walk().len() as u64).saturating_sub(1);
+    store.write_ref(image, tag, &version)?;
+    let mut done = Committed { version, paths, new_bytes, reset: 0 };
+    if request.reset {
+        done.reset = reset(store, desktop, version, image, tag, &delta, patterns.is_empty())?;
+    }
+    audit::append(store, "commit", &done);
+    Ok(done)
+}
+
+/// Removes from a delta what no pattern takes.
+fn keep_only(delta: &mut Draft, old: &Draft, patterns: &[Pattern]) {
+    fn prune(delta: &mut Draft, at: InodeId, path: &[u8], old: &Draft, patterns: &[Pattern]) -> bool {
+        let names: Vec<_> = delta.get(at).children.iter().map(|(n, id)| (n.clone(), *id)).collect();
+        for (name, id) in names {
+            let path = join(path, &name);
+            if patterns.iter().any(|p| p.takes(&path)) {
+                continue;
+            }
+            let keeps = delta.get(id).content.is_dir() && prune(delta, id, &path, old, patterns);
+            if !keeps {
+                delta.get_mut(at).children.remove(&name);
+            } else if let Some(was) = old.find(&path) {
+                // On the way to what is taken: its own attributes are not.
+                delta.get_mut(id).meta = old.get(was).meta.clone();
+            }
+        }
+        !delta.get(at).children.is_empty()
+    }
+    prune(delta, ROOT, b"", old, patterns);
+    delta.get_mut(ROOT).meta = old.get(ROOT).meta.clone();
+}
+
+/// Moves the desktop onto the new version and clears from the user layer what went into it. In this order: the
+/// view is the same before, between and after.
+fn reset(
+    store: &Store,
+    desktop: &Desktop,
+    version: Digest,
+    image: &str,
+    tag: &str,
+    delta: &Draft,
+    everything: bool,
+) -> Result<u64> {
+    {
+        let held = desktop.lock()?;
+        let mut state = desktop.state()?;
+        state.pending = Some(Choice { version, tag: Some(tag.into()) });
+        state.image = image.into();
+        state.complete_pending();
+        desktop.write_state(&state, &held)?;
+    }
+    let user = desktop.user_layer()?;
+    let top = sys::open_dir(&user).at("opening the user layer", &user)?;
+    let mut cleared = 0;
+    if everything {
+        for (name, _) in sys::list(top.as_fd()).at("reading the user layer", &user)? {
+            sys::remove_all_at(&top, &name).at("clearing the user layer", &user)?;
+            cleared += 1;
+        }
+        let marks = crate::union::marks::Namespace::for_process();
+        let follow = crate::union::marks::Changed::default().encode();
+        marks.set_own(&top, "ino", b"1").at("marking", &user)?;
+        marks.set_own(&top, "meta", &follow).at("marking", &user)?;
+        marks.clear(&top, &marks.overlay("opaque")).at("marking", &user)?;
+        desktop.replace_pins(&BTreeSet::new())?;
+        return Ok(cleared);
+    }
+    for (path, id) in delta.walk().into_iter().rev() {
+        if path.is_empty() || delta.get(id).content == (Content::Dir { opaque: false }) {
+            continue;
+        }
+        let at = path.iter().rposition(|c| *c == b'/').map_or(0, |i| i + 1);
+        let (parent, name) = path.split_at(at);
+        let parent = parent.strip_suffix(b"/").unwrap_or(parent);
+        let dir = match sys::open_beneath(&top, parent, sys::Open::DirPath) {
+            Ok(dir) => dir,
+            // Beneath a directory that was cleared already.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => continue,
+            Err(e) => return Err(e).at("clearing", &user),
+        };
+        sys::remove_all_at(&dir, name).at("clearing", &user)?;
+        cleared += 1;
+    }
+    let _ = store;
+    Ok(cleared)
+}
+
+/// A shell pattern over whole paths: `*` and `?` do not cross `/`, `**` does, `[…]` is a set. A pattern that
+/// names a directory takes everything beneath it.
+struct Pattern {
+    text: Vec<u8>,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Result<Pattern> {
+        let trimmed = text.trim_start_matches('/').trim_end_matches('/');
+        if trimmed.is_empty() {
+            return Err(Error::Usage(format!(
+                "{text:?} is not a pattern; write for example --only 'usr/local/**'"
+            )));
+        }
+        Ok(Pattern { text: trimmed.as_bytes().to_vec() })
+    }
+
+    fn takes(&self, path: &[u8]) -> bool {
+        let mut at = path;
+        loop {
+            if matches(&self.text, at) {
+                return true;
+            }
+            match at.iter().rposition(|c| *c == b'/') {
+                Some(end) => at = at.get(..end).unwrap_or_default(),
+                None => return false,
+            }
+        }
+    }
+}
+
+fn matches(pattern: &[u8], path: &[u8]) -> bool {
+    match pattern {
+        [] => path.is_empty(),
+        [b'*', b'*', rest @ ..] => {
+            let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            (0..=path.len()).any(|i| matches(rest, path.get(i..).unwrap_or_default()))
+        }
+        [b'*', rest @ ..] => {
+            let end = path.iter().position(|c| *c == b'/').unwrap_or(path.len());
+            (0..=end).any(|i| matches(rest, path.get(i..).unwrap_or_default()))
+        }
+        [b'[', rest @ ..] => {
+            let Some(end) = rest.iter().skip(1).position(|c| *c == b']').map(|i| i + 1) else {
+                return path.first() == Some(&b'[') && matches(rest, path.get(1..).unwrap_or_default());
+            };
+            let (set, rest) = (rest.get(..end).unwrap_or_default(), rest.get(end + 1..).unwrap_or_default());
+            let Some((c, tail)) = path.split_first() else { return false };
+            let (not, set) = match set {
+                [b'!' | b'^', s @ ..] => (true, s),
+                s => (false, s),
+            };
+            let mut found = false;
+            let mut i = 0;
+            while let Some(low) = set.get(i) {
+                match (set.get(i + 1), set.get(i + 2)) {
+                    (Some(b'-'), Some(high)) => {
+                        found |= (low..=high).contains(&c);
+                        i += 3;
+                    }
+                    _ => {
+                        found |= low == c;
+                        i += 1;
+                    }
+                }
+            }
+            *c != b'/' && found != not && matches(rest, tail)
+        }
+        [p, rest @ ..] => match path.split_first() {
+            Some((c, tail)) if (*p == b'?' && *c != b'/') || p == c => matches(rest, tail),
+            _ => false,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_take_what_a_shell_would() {
+        let takes = |p: &str, path: &str| Pattern::new(p).unwrap().takes(path.as_bytes());
+        assert!(takes("/etc/*.conf", "etc/a.conf"));
+        assert!(!takes("etc/*.conf", "etc/x/a.conf"));
+        assert!(takes("etc/**/a.conf", "etc/x/y/a.conf"));
+        assert!(takes("usr/local", "usr/local/bin/x"));
+        assert!(takes("a[0-9b]?", "a7x"));
+        assert!(!takes("a[!0-9]", "a7"));
+        assert!(Pattern::new("/").is_err());
+    }
+}

@@ -1,0 +1,261 @@
+//! Starting and ending mounts from the command line.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{MountRequest, Subject, session};
+use crate::error::{Doing, Error, Result};
+use crate::store::Store;
+use crate::store::mounts::MountEntry;
+use crate::sys::{mount as sys, process};
+
+/// How long an unmount waits for the daemon to bring the last writes to the disk.
+const LAST_SYNC: Duration = Duration::from_secs(120);
+
+/// What the daemon says on its standard output, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Ready(MountEntry),
+    Failed { kind: String, message: String },
+}
+
+/// Mounts. With `foreground` it returns when the mount has ended; without, when the view answers, with the
+/// daemon in the background.
+pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
+    let store = Store::open(&request.store)?;
+    clear_dead_mount(&store, request)?;
+    if foreground {
+        log_to(None);
+        let mut entry = None;
+        session::serve(request, |e| {
+            notify_service_manager();
+            entry = Some(e.clone());
+        })?;
+        return entry.ok_or_else(|| Error::Failed("the mount ended before it was ready".into()));
+    }
+    let log = log_path(&store, request)?;
+    let log_file = File::options().create(true).append(true).open(&log).at("opening the log", &log)?;
+    let program = std::env::current_exe().doing("finding this program")?;
+    let mut child = Command::new(program)
+        .arg("serve")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        .current_dir("/")
+        .spawn()
+        .doing("starting the daemon")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let line = serde_json::to_vec(request).unwrap_or_default();
+        stdin.write_all(&line).doing("starting the daemon")?;
+    }
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line).doing("waiting for the daemon")?;
+    }
+    match serde_json::from_str(&line) {
+        Ok(Word::Ready(entry)) => {
+            // The view answers: this is asked from here, since the daemon never touches its own mount.
+            std::fs::metadata(&entry.mountpoint).at("looking at the new mount", &entry.mountpoint)?;
+            Ok(entry)
+        }
+        Ok(Word::Failed { kind, message }) => {
+            let _ = child.wait();
+            Err(match &*kind {
+                "usage" => Error::Usage(message),
+                "nothing" => Error::Nothing(message),
+                "refused" => Error::Refused(message),
+                "damaged" => Error::Damaged(message),
+                _ => Error::Failed(message),
+            })
+        }
+        Err(_) => {
+            let _ = child.wait();
+            Err(Error::Failed(format!("the daemon ended at once; its log is {}", log.display())))
+        }
+    }
+}
+
+/// The daemon itself: reads its request from standard input, says on standard output when the view is there.
+pub fn serve() -> Result<()> {
+    log_to(Some(()));
+    let _ = process::new_session();
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).doing("reading the request")?;
+    let request: MountRequest = serde_json::from_str(&text)
+        .map_err(|e| Error::Usage(format!("`serve` is started by `mount`: {e}")))?;
+    let mut said = false;
+    let result = session::serve(&request, |entry| {
+        session::say(&Word::Ready(entry.clone()));
+        said = true;
+    });
+    if let Err(e) = &result {
+        log::error!("{e}");
+        if !said {
+            session::say(&Word::Failed { kind: e.kind().into(), message: e.to_string() });
+        }
+    }
+    result
+}
+
+fn log_path(store: &Store, request: &MountRequest) -> Result<PathBuf> {
+    Ok(match &request.subject {
+        Subject::Desktop(name) => store.desktop(name)?.dir().join("daemon.log"),
+        Subject::Version { .. } => store.path("mounts").join("inspect.log"),
+    })
+}
+
+/// A daemon that was killed leaves a mount that answers nothing. Where it is this desktop's, it is cleared.
+fn clear_dead_mount(store: &Store, request: &MountRequest) -> Result<()> {
+    let Subject::Desktop(name) = &request.subject else { return Ok(()) };
+    if store.mounted(name)?.is_some() {
+        return Ok(());
+    }
+    if let Some(entry) = last_words(store, name)
+        && is_dead(&entry.mountpoint)
+    {
+        detach(&entry.mountpoint, true)?;
+    }
+    Ok(())
+}
+
+/// What a mount that does not run any more said of itself.
+fn last_words(store: &Store, id: &str) -> Option<MountEntry> {
+    let bytes = std::fs::read(store.path("mounts").join(format!("{id}.json"))).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Whether a mount is there whose daemon is not.
+fn is_dead(point: &Path) -> bool {
+    is_ours(point)
+        && std::fs::metadata(point)
+            .is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)))
+}
+
+fn is_ours(point: &Path) -> bool {
+    let table = sys::table().unwrap_or_default();
+    table.iter().rfind(|l| l.point == point).is_some_and(|l| l.fstype == "fuse.reroot")
+}
+
+fn detach(point: &Path, lazy: bool) -> Result<()> {
+    match sys::unmount(point, lazy) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+            let status = Command::new("fusermount3").arg(if lazy { "-uz" } else { "-u" }).arg(point).status();
+            match status {
+                Ok(s) if s.success() => Ok(()),
+                _ => Err(Error::Failed(format!("{} could not be unmounted by fusermount3", point.display()))),
+            }
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Error::Failed(format!(
+            "{} is in use; end the programs that use it (fuser -vm {0} lists them) or unmount what is mounted beneath it",
+            point.display()
+        ))),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            Err(Error::Nothing(format!("nothing is mounted at {}", point.display())))
+        }
+        r => r.at("unmounting", point),
+    }
+}
+
+/// Unmounts a desktop by name, or whatever of ours is attached at a path. Waits until the daemon has ended.
+pub fn unmount(store: &Store, target: &str) -> Result<MountEntry> {
+    let entry = find(store, target)?;
+    let point = entry.mountpoint.clone();
+    if is_ours(&point) {
+        let dead = store.mounted(&entry.id)?.is_none();
+        detach(&point, dead)?;
+    }
+    let begin = Instant::now();
+    while store.mounted(&entry.id)?.is_some_and(|e| e.pid == entry.pid) {
+        if begin.elapsed() > LAST_SYNC {
+            return Err(Error::Failed(format!(
+                "{} is unmounted here, but its daemon (process {}) has not ended: something still uses the view, \
+                 for example in another mount name space",
+                point.display(),
+                entry.pid
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(entry)
+}
+
+fn find(store: &Store, target: &str) -> Result<MountEntry> {
+    if !target.contains('/') {
+        if let Some(entry) = store.mounted(target)? {
+            return Ok(entry);
+        }
+        if let Some(entry) = last_words(store, target).filter(|e| is_dead(&e.mountpoint)) {
+            return Ok(entry);
+        }
+        let desktop = store.desktop(target);
+        if desktop.is_ok() {
+            return Err(Error::Nothing(format!("{target} is not mounted")));
+        }
+    }
+    let path = Path::new(target);
+    let absolute = match path.canonicalize() {
+        Ok(path) => path,
+        // A dead mount cannot be looked at; its path is taken as it is written.
+        Err(_) => std::env::current_dir().doing("finding the working directory")?.join(path),
+    };
+    for entry in store.mounts()? {
+        if entry.mountpoint == absolute {
+            return Ok(entry);
+        }
+    }
+    if is_ours(&absolute) {
+        if is_dead(&absolute) {
+            let none = MountEntry {
+                id: String::from(".dead"),
+                desktop: false,
+                mountpoint: absolute,
+                pid: 0,
+                socket: PathBuf::new(),
+                versions: Default::default(),
+            };
+            return Ok(none);
+        }
+        return Err(Error::Usage(format!(
+            "{target} is a mount of another store; name that store with --store"
+        )));
+    }
+    Err(Error::Nothing(format!("{target} is neither a mounted desktop nor a mount point of this store")))
+}
+
+/// Tells systemd that a `Type=notify` service is ready (sd_notify(3)).
+fn notify_service_manager() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() {
+        let _ = socket.send_to(b"READY=1\n", Path::new(&path));
+    }
+}
+
+/// The log goes to standard error, which is the journal or a file; in a file each line has its time.
+fn log_to(with_time: Option<()>) {
+    struct ToStandardError(bool);
+    impl log::Log for ToStandardError {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::max_level()
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if !self.enabled(record.metadata()) {
+                return;
+            }
+            let time = if self.0 { format!("{} ", crate::store::now_text()) } else { String::new() };
+            let _ = writeln!(std::io::stderr(), "{time}{}: {}", record.level(), record.args());
+        }
+        fn flush(&self) {}
+    }
+    log::set_max_level(if std::env::var_os("REROOT_DEBUG").is_some() {
+        log::LevelFilter::Debug
+    } else {
+        log::LevelFilter::Info
+    });
+    let _ = log::set_boxed_logger(Box::new(ToStandardError(with_time.is_some())));
+}

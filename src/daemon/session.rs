@@ -1,0 +1,381 @@
+//! One mount's process: from the claim to the last sync.
+//!
+//! The mount point is touched once, to attach the mount; afterwards the daemon works from descriptors only.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use fuser::{Config, MountOption, Notifier, Session, SessionACL};
+use parking_lot::Mutex;
+
+use super::control;
+use super::options::DataMode;
+use super::{MountRequest, Subject};
+use crate::error::{Doing, Error, Result};
+use crate::fuse::Adapter;
+use crate::store::desktops::Desktop;
+use crate::store::mounts::{MountClaim, MountEntry};
+use crate::store::{Digest, Store};
+use crate::sys::{mount, process};
+use crate::union::lower::{Objects, Tree};
+use crate::union::swap::Notice;
+use crate::union::upper::UserLayer;
+use crate::union::{Data, Settings, View};
+
+/// Threads that serve requests. More than cores, since a request may wait for the disk.
+const THREADS: usize = 10;
+/// How often what was written is brought to the disk: a guest's `sync` does not reach a FUSE server.
+const SYNC_EVERY: Duration = Duration::from_secs(5);
+
+/// A running mount, as its control socket and its swaps see it.
+#[derive(Debug)]
+pub struct Running {
+    /// The store.
+    pub store: Store,
+    /// The desktop; none for a version that is looked into.
+    pub desktop: Option<Desktop>,
+    /// The view.
+    pub view: Arc<View>,
+    /// What the mount says of itself.
+    pub entry: Mutex<MountEntry>,
+    /// Held by one swap at a time.
+    pub swapping: Mutex<()>,
+    claim: MountClaim,
+    notifier: Notifier,
+}
+
+impl Running {
+    /// Tells the kernel; how many notices were sent.
+    pub fn tell(&self, notices: &[Notice]) -> u64 {
+        use std::os::unix::ffi::OsStrExt;
+        for notice in notices {
+            let sent = match notice {
+                Notice::Entry(parent, name) => {
+                    self.notifier.inval_entry(fuser::INodeNo(*parent), std::ffi::OsStr::from_bytes(name))
+                }
+                Notice::Inode(id) => self.notifier.inval_inode(fuser::INodeNo(*id), 0, 0),
+                Notice::Attributes(id) => self.notifier.inval_inode(fuser::INodeNo(*id), -1, 0),
+            };
+            if let Err(e) = sent {
+                log::warn!("telling the kernel of {notice:?}: {}", crate::error::words(&e));
+            }
+        }
+        notices.len() as u64
+    }
+
+    /// Keeps a version's objects from collections while this mount runs.
+    pub fn keep_version(&self, version: &Digest) -> Result<()> {
+        let mut entry = self.entry.lock();
+        if entry.versions.insert(*version) {
+            self.claim.describe(&entry)?;
+        }
+        Ok(())
+    }
+}
+
+/// The id under which a mount claims its place.
+fn mount_id(subject: &Subject) -> String {
+    match subject {
+        Subject::Desktop(name) => name.clone(),
+        // Dots never begin a desktop's name, so these cannot meet one.
+        Subject::Version { .. } => format!(".inspect-{}", process_id()),
+    }
+}
+
+fn process_id() -> u32 {
+    std::process::id()
+}
+
+/// Refuses a mount point that would make the daemon wait for itself, or that is taken.
+pub fn check_mountpoint(store: &Store, point: &Path, others: &[PathBuf]) -> Result<PathBuf> {
+    let real = match point.canonicalize() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Usage(format!(
+                "the mount point {} does not exist; make it with mkdir",
+                point.display()
+            )));
+        }
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+            let message =
+                format!("a daemon ended without unmounting {0}; run `reroot umount {0}`", point.display());
+            return Err(Error::Failed(message));
+        }
+        r => r.at("finding the mount point", point)?,
+    };
+    if !real.is_dir() {
+        return Err(Error::Usage(format!("the mount point {} is not a directory", point.display())));
+    }
+    if let Some(line) = mount::table().doing("reading the mount table")?.iter().rfind(|l| l.point == real) {
+        return Err(Error::Failed(format!(
+            "{} is busy: {} ({}) is mounted there; unmount it first",
+            point.display(),
+            line.source,
+            line.fstype
+        )));
+    }
+    for part in [store.root().to_path_buf()].iter().chain(others) {
+        if part.starts_with(&real) || real.starts_with(part) {
+            return Err(Error::Usage(format!(
+                "the mount point {} and {} lie within each other; mount elsewhere",
+                point.display(),
+                part.display()
+            )));
+        }
+    }
+    Ok(real)
+}
+
+/// Serves a mount until it ends. `ready` is told once the mount is attached.
+pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<()> {
+    let store = Store::open(&request.store)?;
+    let id = mount_id(&request.subject);
+    let desktop = match &request.subject {
+        Subject::Desktop(name) => Some(store.desktop(name)?),
+        Subject::Version { .. } => None,
+    };
+    let claim = store.claim_mount(&id)?.ok_or_else(|| {
+        let place = store.mounted(&id).ok().flatten().map(|e| format!(" at {}", e.mountpoint.display()));
+        Error::Failed(format!("{id} is mounted already{}", place.unwrap_or_default()))
+    })?;
+    process::clear_umask();
+    process::raise_descriptor_limit();
+
+    // No collection runs from here until the mount's entry names its versions.
+    let in_use = store.in_use()?;
+    let (version, generation, user) = match &desktop {
+        Some(desktop) => {
+            let held = desktop.lock()?;
+            let mut state = desktop.state()?;
+            if state.complete_pending() {
+                log::info!("finishing the swap to {}", state.current.version);
+                desktop.write_state(&state, &held)?;
+            }
+            let user = if request.options.read_only && !writable(desktop)? {
+                return Err(Error::Failed(format!(
+                    "the user layer of {} cannot be read for a read-only mount",
+                    desktop.name
+                )));
+            } else {
+                UserLayer::open(desktop)?
+            };
+            (state.current.version, state.generation, Some(user))
+        }
+        None => match &request.subject {
+            Subject::Version { version, .. } => (*version, 0, None),
+            Subject::Desktop(_) => return Err(Error::Failed("no such desktop".into())),
+        },
+    };
+    let mut others = Vec::new();
+    if let Some(desktop) = &desktop {
+        others.push(desktop.layer_home()?);
+    }
+    let point = check_mountpoint(&store, &request.mountpoint, &others)?;
+    let tree = Tree::open(&store, &version)?;
+    let settings = Settings {
+        read_only: request.options.read_only || user.is_none(),
+        data: match request.options.data {
+            DataMode::Auto => Data::Auto,
+            DataMode::Passthrough => Data::Passthrough,
+            DataMode::Coherent => Data::Coherent,
+        },
+    };
+    let objects = Objects::open(&store)?;
+    if !objects.sealed {
+        log::warn!(
+            "not root: objects are read without a read-only mount clone, and nothing goes past the daemon"
+        );
+    }
+    let view = View::new(store.clone(), objects, user, tree, generation, settings)
+        .map_err(|e| Error::Io("opening the view".into(), std::io::Error::from_raw_os_error(e.0)))?;
+    let view = Arc::new(view);
+
+    let socket = control::socket_path(&store, &id)?;
+    let entry = MountEntry {
+        id: id.clone(),
+        desktop: desktop.is_some(),
+        mountpoint: point.clone(),
+        pid: process_id(),
+        socket: socket.clone(),
+        versions: [version].into(),
+    };
+    claim.describe(&entry)?;
+    drop(in_use);
+
+    let dirty = Arc::new(AtomicBool::new(false));
+    let (wake, woken) = mpsc::channel();
+    let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
+    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, map_ids);
+    let (session, attach) = make_session(request, adapter, &point, &source(&request.subject), map_ids)?;
+    let running = Arc::new(Running {
+        store: store.clone(),
+        desktop,
+        view: view.clone(),
+        entry: Mutex::new(entry.clone()),
+        swapping: Mutex::new(()),
+        claim,
+        notifier: session.notifier(),
+    });
+    let control = control::listen(&socket, running.clone())?;
+    let serving =
+        thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
+    attach(&point)?;
+    log::info!("{id} is mounted at {}", point.display());
+
+    let ended = Arc::new(AtomicBool::new(false));
+    let house = {
+        let (running, ended) = (running.clone(), ended.clone());
+        thread::Builder::new()
+            .name("house".into())
+            .spawn(move || keep_house(&running, &dirty, &woken, &ended))
+            .doing("starting")?
+    };
+    unmount_on_signal(point)?;
+    ready(&entry);
+
+    let result =
+        serving.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread of the session ended early")));
+    ended.store(true, Ordering::Relaxed);
+    let _ = house.join();
+    drop(control);
+    let _ = std::fs::remove_file(&socket);
+    if let Err(e) = view.sync() {
+        log::error!("the last sync of the user layer: error {}", e.0);
+    }
+    log::info!("{id} is unmounted");
+    result.doing("serving the mount")
+}
+
+fn writable(desktop: &Desktop) -> Result<bool> {
+    Ok(desktop.user_layer()?.is_dir())
+}
+
+fn source(subject: &Subject) -> String {
+    match subject {
+        Subject::Desktop(name) => name.clone(),
+        Subject::Version { name, .. } => name.clone(),
+    }
+}
+
+type Attach = Box<dyn FnOnce(&Path) -> Result<()>>;
+
+/// The FUSE session. Root makes the mount itself, so that it can be prepared before it is attached; others go
+/// through fusermount3.
+fn make_session(
+    request: &MountRequest,
+    adapter: Adapter,
+    point: &Path,
+    source: &str,
+    map_ids: bool,
+) -> Result<(Session<Adapter>, Attach)> {
+    let options = &request.options;
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config.clone_fd = false;
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.acl = acl;
+    if !process::is_root() {
+        if map_ids {
+            return Err(Error::Refused("mapping ids needs root".into()));
+        }
+        config.mount_options =
+            vec![MountOption::FSName(source.into()), MountOption::Subtype("reroot".into())];
+        for (is, option) in [
+            (options.default_permissions, MountOption::DefaultPermissions),
+            (options.read_only, MountOption::RO),
+            (options.noexec, MountOption::NoExec),
+            (options.noatime, MountOption::NoAtime),
+        ] {
+            if is {
+                config.mount_options.push(option);
+            }
+        }
+        let session = Session::new(adapter, point, &config).map_err(|e| {
+            Error::Io(format!("mounting at {} (an ordinary user needs fusermount3)", point.display()), e)
+        })?;
+        return Ok((session, Box::new(|_| Ok(()))));
+    }
+    let how = mount::FuseMount {
+        source: source.into(),
+        subtype: Some("reroot".into()),
+        allow_other: options.allow_other,
+        default_permissions: options.default_permissions,
+        attributes: options.attributes(),
+        read_only: options.read_only,
+    };
+    let (device, detached) =
+        mount::fuse_detached(&how).doing("making the FUSE mount (is the fuse module there?)")?;
+    let session = Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")?;
+    if map_ids {
+        let identity = vec![(0, 0, u32::MAX)];
+        let pick = |m: &Vec<(u32, u32, u32)>| if m.is_empty() { identity.clone() } else { m.clone() };
+        let space = mount::user_namespace(&pick(&options.uid_map), &pick(&options.gid_map))
+            .doing("making the user name space of the id map")?;
+        detached.map_ids(&space).doing("mapping ids (uidmap=, gidmap=)")?;
+    }
+    Ok((session, Box::new(move |point| detached.attach(point).at("mounting at", point))))
+}
+
+/// Brings writes to the disk, sends the view's notices, forgets what nobody needs.
+fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>, ended: &AtomicBool) {
+    let step = Duration::from_millis(100);
+    let mut since = Duration::ZERO;
+    while !ended.load(Ordering::Relaxed) {
+        let told = woken.recv_timeout(step);
+        if told.is_err() {
+            since += step;
+        }
+        running.tell(&running.view.take_notices());
+        if since >= SYNC_EVERY {
+            since = Duration::ZERO;
+            running.view.sweep();
+            let writing = running.view.is_being_written();
+            if dirty.swap(false, Ordering::Relaxed) || writing {
+                if let Err(e) = running.view.sync() {
+                    log::error!("syncing the user layer: error {}", e.0);
+                }
+            }
+        }
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP unmount. Where the mount is in use it is detached, and the daemon goes on
+/// until the last user is gone.
+fn unmount_on_signal(point: PathBuf) -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).doing("waiting for signals")?;
+    let waiting = move || {
+        for _ in signals.forever() {
+            log::info!("unmounting {}", point.display());
+            match mount::unmount(&point, false) {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                    log::warn!(
+                        "{} is in use; it is detached now and ends with its last user",
+                        point.display()
+                    );
+                    let _ = mount::unmount(&point, true);
+                }
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+                    let _ = std::process::Command::new("fusermount3").arg("-u").arg(&point).status();
+                }
+                _ => {}
+            }
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(waiting).doing("starting")?;
+    Ok(())
+}
+
+/// Writes a line of JSON for whoever started this process.
+pub fn say(value: &impl serde::Serialize) {
+    let mut out = serde_json::to_vec(value).unwrap_or_default();
+    out.push(b'\n');
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(&out);
+    let _ = stdout.flush();
+}
