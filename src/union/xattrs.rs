@@ -135,7 +135,9 @@ impl View {
         {
             let _names = self.names.read();
             if self.xattr(pin, &node, name)?.is_none() {
-                return Err(Fail(libc::ENODATA));
+                // That there is no ACL is what removing one asks for (`posix_acl_xattr_set` of the kernel).
+                let acl = name == ACCESS_ACL || name == DEFAULT_ACL;
+                return if acl { Ok(()) } else { Err(Fail(libc::ENODATA)) };
             }
         }
         let pins = node.is_file() && name.starts_with(b"security.");
