@@ -28,7 +28,16 @@ impl View {
             });
         }
         let user = self.user.as_ref().ok_or(Fail(libc::EIO))?;
+        if self.is_unreachable(node) {
+            return Ok(None);
+        }
         Ok(xattr::get(self.upper_handle(node)?, &user.marks.escape(name))?)
+    }
+
+    /// It has no name, and nothing was kept of it.
+    fn is_unreachable(&self, node: &Node) -> bool {
+        let state = node.state();
+        state.gone && state.file.is_none() && state.kept.is_none()
     }
 
     fn index_has(&self, lower: &Lower) -> bool {
@@ -73,7 +82,7 @@ impl View {
         }
         let has_upper = node.state().upper.is_some();
         if has_upper && let Some(user) = &self.user {
-            if node.state().gone && node.state().file.is_none() {
+            if self.is_unreachable(node) {
                 return Ok(out);
             }
             let handle = self.upper_handle(node)?;

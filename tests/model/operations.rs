@@ -122,17 +122,19 @@ impl Operation {
         let length = |c: &mut Chance| c.pick(&[1usize, 3, 100, 4096, 9000]);
         let slot = chance.below(HANDLES);
         let c = chance;
+        // The root of the view is a mount point, which can neither be removed nor moved.
+        let inner = |c: &mut Chance| Some(path(c)).filter(|p| !p.is_empty()).unwrap_or_else(|| "a".into());
         match c.below(105) {
             0..=6 => O::Mkdir(path(c), mode(c)),
-            7..=10 => O::Rmdir(path(c)),
+            7..=10 => O::Rmdir(inner(c)),
             11..=15 => O::Create(path(c), mode(c)),
             16..=19 => O::Write(path(c), offset(c), byte(c), length(c)),
             20..=21 => O::Append(path(c), byte(c), length(c)),
             22..=23 => O::Truncate(path(c), c.pick(&[0, 1, 5000])),
             24 => O::Empty(path(c)),
-            25..=31 => O::Unlink(path(c)),
-            32..=43 => O::Rename(path(c), path(c), c.pick(&[0, 0, 0, 1, 2, 2])),
-            44..=49 => O::Link(path(c), path(c)),
+            25..=31 => O::Unlink(inner(c)),
+            32..=43 => O::Rename(inner(c), inner(c), c.pick(&[0, 0, 0, 1, 2, 2])),
+            44..=49 => O::Link(inner(c), inner(c)),
             50..=51 => O::Symlink((c.pick(&["a", "b/c", "a/b", "d", "nothing"])).to_string(), path(c)),
             52..=54 => O::Chmod(path(c), mode(c)),
             55..=57 => {
@@ -183,7 +185,7 @@ impl Operation {
             92 => O::HandleXattr(slot, c.pick(&XATTRS), value(c)),
             93 => O::HandleTimes(slot, 1_111_111_111),
             94 => O::HandleMkdir(slot, (c.pick(&NAMES)).to_string()),
-            95 => O::HandleLink(slot, path(c)),
+            95 => O::HandleLink(slot, inner(c)),
             96 => O::HandleList(slot),
             97 => O::List(path(c)),
             98..=100 => O::StatPath(path(c)),
