@@ -46,7 +46,8 @@ impl Bench {
             .stdout(Stdio::null())
             .spawn()
             .expect("reroot runs");
-        let mut archive = Archive(tar::Builder::new(std::io::BufWriter::new(child.stdin.take().expect("stdin"))));
+        let mut archive =
+            Archive(tar::Builder::new(std::io::BufWriter::new(child.stdin.take().expect("stdin"))));
         fill(&mut archive);
         archive.0.into_inner().expect("archive").flush().expect("archive");
         assert!(child.wait().expect("reroot ends").success());
@@ -88,7 +89,12 @@ fn median(values: &mut [f64]) -> f64 {
 
 fn say(name: &str, values: &mut [f64], unit: &str) {
     let m = median(values);
-    println!("{name}: {m:.2} {unit} ({:.2}-{:.2}, {} rounds)", values[0], values[values.len() - 1], values.len());
+    println!(
+        "{name}: {m:.2} {unit} ({:.2}-{:.2}, {} rounds)",
+        values[0],
+        values[values.len() - 1],
+        values.len()
+    );
 }
 
 fn drop_caches(what: &str) {
@@ -116,7 +122,9 @@ fn mount() {
     let b = Bench::new("mount");
     b.import("big:1", &[], large);
     b.run(&["create", "d", "big:1"]);
-    for (name, cold) in [("mount of 200,000 paths, warm", false), ("mount of 200,000 paths, all caches empty", true)] {
+    for (name, cold) in
+        [("mount of 200,000 paths, warm", false), ("mount of 200,000 paths, all caches empty", true)]
+    {
         let mut times = Vec::new();
         for _ in 0..11 {
             if cold {
@@ -317,8 +325,10 @@ fn import() {
     let _ = Command::new("sync").status();
     let (mut ratios, mut copies) = (Vec::new(), Vec::new());
     for round in 0..3 {
-        let paths: Vec<PathBuf> =
-            (0..200).flat_map(|d| (0..50).map(move |f| (d, f))).map(|(d, f)| src.join(format!("d{d}/f{f}"))).collect();
+        let paths: Vec<PathBuf> = (0..200)
+            .flat_map(|d| (0..50).map(move |f| (d, f)))
+            .map(|(d, f)| src.join(format!("d{d}/f{f}")))
+            .collect();
         let hash = timed(|| {
             thread::scope(|s| {
                 for half in paths.chunks(paths.len().div_ceil(2)) {
@@ -352,9 +362,13 @@ fn import() {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    for (name, work) in
-        [("mount", mount as fn()), ("memory", memory), ("rollback", rollback), ("lookup", lookup), ("import", import)]
-    {
+    for (name, work) in [
+        ("mount", mount as fn()),
+        ("memory", memory),
+        ("rollback", rollback),
+        ("lookup", lookup),
+        ("import", import),
+    ] {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             work();
         }
