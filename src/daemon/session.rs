@@ -188,6 +188,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let settings = Settings {
         read_only: request.options.read_only || user.is_none(),
         data: match request.options.data {
+            // The kernel takes backing files from root only.
+            _ if !process::is_root() => Data::Coherent,
             DataMode::Auto => Data::Auto,
             DataMode::Passthrough => Data::Passthrough,
             DataMode::Coherent => Data::Coherent,
