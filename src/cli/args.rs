@@ -47,7 +47,7 @@ pub struct Global {
 pub enum Command {
     /// Make a version of a directory, archive, OCI image or disk image
     ///
-    /// SOURCE is dir:PATH, tar:FILE (also .gz, .zst, .xz; - is standard input), oci:DIR[:REF] or
+    /// SOURCE is dir:PATH, tar:FILE (also .gz, .zst, .xz; - is standard input), oci:DIR (a layout) or
     /// disk:FILE[#PARTITION] (qcow2, raw, vmdk, vhdx). Without --parent the result is a base. With it, SOURCE is
     /// the complete new tree, and the version stores one delta: exactly what differs from the parent.
     Import(Import),

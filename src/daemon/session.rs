@@ -349,10 +349,10 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
             since = Duration::ZERO;
             running.view.sweep();
             let writing = running.view.is_being_written();
-            if dirty.swap(false, Ordering::Relaxed) || writing {
-                if let Err(e) = running.view.sync() {
-                    log::error!("syncing the user layer: error {}", e.0);
-                }
+            if (dirty.swap(false, Ordering::Relaxed) || writing)
+                && let Err(e) = running.view.sync()
+            {
+                log::error!("syncing the user layer: error {}", e.0);
             }
         }
     }

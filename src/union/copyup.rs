@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::marks::{Changed, Found, Marks, PinMark};
-use super::node::Node;
+use super::node::{Name, Node};
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -258,10 +258,9 @@ impl View {
             left -= 1;
             let dir = self.upper_dir(parent)?;
             self.keeping_times(parent, || {
-                match user.marks.probe(&*dir, name)? {
+                if user.marks.probe(&*dir, name)?.is_some() {
                     // Taken away meanwhile, or there already.
-                    Some(_) => return Ok(()),
-                    None => {}
+                    return Ok(());
                 }
                 if left == 0 {
                     return Ok(sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)?);
@@ -376,7 +375,7 @@ impl View {
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
-    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<(Arc<Node>, Box<[u8]>)>> {
+    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<Name>> {
         let mut out = node.state().names.clone();
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
         if lower.entry.nlink > 1 && !lower.pinned {

@@ -43,11 +43,14 @@ pub struct Node {
     state: Mutex<State>,
 }
 
+/// A name: the directory and the name in it.
+pub type Name = (Arc<Node>, Box<[u8]>);
+
 /// What is known of a node and may change.
 #[derive(Debug, Default)]
 pub struct State {
     /// Where it stands: directory and name; several for hard links that were looked up.
-    pub names: Vec<(Arc<Node>, Box<[u8]>)>,
+    pub names: Vec<Name>,
     /// Its part in the stack.
     pub lower: Option<Lower>,
     /// The generation that `lower` is right for.
