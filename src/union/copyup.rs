@@ -249,9 +249,11 @@ impl View {
         let gone = node.state().gone;
         let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
         let mut left = names.len();
+        let mut kept = None;
         if gone {
             left = 0;
             // Changed through a handle after its last name went: a file without a name.
+            kept = Some(Arc::new(sys::open_at(&user.work, temporary, Open::Path)?));
             sys::unlink_at(&user.work, temporary)?;
         }
         for (parent, name) in names.iter().take(left) {
@@ -275,6 +277,7 @@ impl View {
         }
         let mut state = node.state();
         state.upper = Some(marks.clone());
+        state.kept = kept;
         let open = state.cached + state.passed > 0;
         if (gone || open) && state.owns_content() {
             state.file = file.map(Arc::new);
@@ -404,12 +407,11 @@ impl View {
         }
         let parent = {
             let _names = self.names.read();
-            if node.state().gone {
-                return Err(Fail(libc::ENOENT));
-            }
-            node.place()?.0
+            if node.state().gone { None } else { Some(node.place()?.0) }
         };
-        self.copy_up_dir(pin, &parent)?;
+        if let Some(parent) = parent {
+            self.copy_up_dir(pin, &parent)?;
+        }
         let _copying = node.copying.lock();
         if is_up(node) {
             return Ok(());
@@ -430,7 +432,12 @@ impl View {
                 xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
             let _names = self.names.read();
             if node.state().gone {
-                return Err(Fail(libc::ENOENT));
+                // Changed through a handle after its name went: a directory without a name.
+                sys::rmdir_at(&user.work, &temporary)?;
+                let mut state = node.state();
+                state.kept = Some(Arc::new(handle));
+                state.upper = Some(marks);
+                return Ok(());
             }
             let (parent, name) = node.place()?;
             let dir = self.upper_dir(&parent)?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -61,6 +62,8 @@ pub struct State {
     pub gone: bool,
     /// The last attributes of a node that is gone.
     pub ghost: Option<Attributes>,
+    /// The user layer's part of a node that is gone, which cannot be reached by a name any more.
+    pub kept: Option<Arc<OwnedFd>>,
     /// The user's file while it is open.
     pub file: Option<Arc<File>>,
     /// The stack's object while it is read through the daemon.
@@ -127,6 +130,7 @@ impl Node {
     pub fn add_name(&self, parent: &Arc<Node>, name: &[u8]) {
         let mut state = self.state();
         state.gone = false;
+        state.kept = None;
         if self.is_dir() {
             let known = state.names.first().is_some_and(|(p, n)| p.id == parent.id && **n == *name);
             if !known {
