@@ -331,7 +331,8 @@ impl View {
             {
                 continue;
             }
-            let Some(node) = self.child(pin, dir, &name)? else { continue };
+            // One that is damaged does not hide the others.
+            let Ok(Some(node)) = self.child(pin, dir, &name) else { continue };
             if node.id == id {
                 return Ok(Some(node));
             }
