@@ -20,6 +20,9 @@ pub const ROOT: u64 = 1;
 /// Numbers of what was born in the user layer: this and the host's inode number.
 pub const BORN: u64 = crate::layer::encode::NUMBER_LIMIT;
 
+/// A number that nothing ever has: no host's inode number is 0.
+pub const UNKNOWN: u64 = BORN;
+
 /// The number of something that was born in the user layer.
 pub fn born_number(stat: &Stat) -> u64 {
     BORN + (stat.ino & (BORN - 1))
