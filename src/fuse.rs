@@ -571,9 +571,9 @@ impl Filesystem for Adapter {
         for (i, item) in items.iter().enumerate().skip(offset as usize) {
             let (next, name) = (i as u64 + 1, OsStr::from_bytes(&item.name));
             let dots = matches!(&item.name[..], b"." | b"..");
-            let found = if dots { None } else { self.view.item(&pin, ino.0, &item.name).unwrap_or_default() };
+            let found = if dots { Ok(None) } else { self.view.item(&pin, ino.0, &item.name) };
             let full = match found {
-                Some((node, a)) => {
+                Ok(Some((node, a))) => {
                     let ttl = self.attr_ttl(node.id);
                     let full =
                         reply.add(INodeNo(a.ino), next, name, &ttl, &attr(&a), Generation(node.generation));
@@ -582,8 +582,17 @@ impl Filesystem for Adapter {
                     }
                     full
                 }
-                // A name without a node: the kernel lists it and looks it up when it needs to.
-                None => {
+                // A name whose node cannot be had, for instance since its marks are damaged: programs pass over
+                // number 0, so it gets one that nothing has. The impossible size makes the kernel list the name
+                // and link no inode to it; whoever looks at it asks us and hears the error.
+                Err(_) => {
+                    let mut bare = nothing();
+                    bare.kind = kind(item.format);
+                    (bare.ino, bare.size) = (INodeNo(crate::union::node::UNKNOWN), u64::MAX);
+                    reply.add(INodeNo(item.id), next, name, &Duration::ZERO, &bare, Generation(0))
+                }
+                // Gone meanwhile; number 0 is passed over.
+                Ok(None) => {
                     let mut bare = nothing();
                     bare.kind = kind(item.format);
                     bare.ino = INodeNo(if dots { item.id } else { 0 });

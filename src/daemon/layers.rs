@@ -85,7 +85,17 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     };
     let view = View::new(store.clone(), objects, Some(user), tree, state.generation, settings).map_err(io)?;
     progress.begin("settling", None);
-    let done = view.settle(&|bytes| progress.advance(1, bytes)).map_err(io)?;
+    let mut at = Vec::new();
+    let done = view.settle(&mut at, &|bytes| progress.advance(1, bytes)).map_err(|e| {
+        let shown = String::from_utf8_lossy(&at);
+        match e.0 {
+            libc::EUCLEAN => Error::Damaged(format!(
+                "{shown} in the user layer has marks that cannot be right (`getfattr -d -m reroot` shows them); \
+                 what was settled before it stays so, the rest is as it was"
+            )),
+            errno => Error::Io(format!("settling {shown}"), std::io::Error::from_raw_os_error(errno)),
+        }
+    })?;
     view.sync().map_err(io)?;
     // Nothing stands on older versions any more.
     desktop.replace_pins(&BTreeSet::new())?;

@@ -324,7 +324,9 @@ impl View {
             self.note_changed(node, &fd, &Changed { mode: true, ..Changed::default() })?;
         }
         match crate::sys::xattr::remove(&fd, b"security.capability") {
-            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Err(e.into()),
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) => {
+                Err(e.into())
+            }
             _ => Ok(()),
         }
     }

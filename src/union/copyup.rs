@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::marks::{Changed, Found, Marks, PinMark};
-use super::node::Node;
+use super::node::{Name, Node};
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -260,10 +260,9 @@ impl View {
             left -= 1;
             let dir = self.upper_dir(parent)?;
             self.keeping_times(parent, || {
-                match user.marks.probe(&*dir, name)? {
+                if user.marks.probe(&*dir, name)?.is_some() {
                     // Taken away meanwhile, or there already.
-                    Some(_) => return Ok(()),
-                    None => {}
+                    return Ok(());
                 }
                 if left == 0 {
                     return Ok(sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)?);
@@ -379,15 +378,23 @@ impl View {
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
-    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<(Arc<Node>, Box<[u8]>)>> {
+    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<Name>> {
         let mut out = node.state().names.clone();
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
-        if lower.entry.nlink > 1 && !lower.pinned {
+        if lower.entry.nlink > 1 {
             let index = &lower.tree.index;
+            let moved = if lower.pinned { moved_above(node) } else { None };
             for other in index.group(&lower.entry)? {
                 let parent = index.path(&index.node(other.parent)?)?;
                 let name = index.name(&other)?;
-                let Some(dir) = self.walk(pin, &parent)?.filter(|d| d.is_dir()) else { continue };
+                let dir = match &moved {
+                    None => self.walk(pin, &parent)?,
+                    Some((top, was)) => match beneath(&parent, was) {
+                        Some(rest) => self.walk_from(pin, top.clone(), rest)?,
+                        None => None,
+                    },
+                };
+                let Some(dir) = dir.filter(|d| d.is_dir()) else { continue };
                 if out.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
                     continue;
                 }
@@ -467,4 +474,22 @@ impl View {
         sys::set_times(&*fd, SetTime::To(before.atime), SetTime::To(before.mtime))?;
         result
     }
+}
+
+/// The moved directory in which a node lies, with its path in the version that it stands on.
+fn moved_above(node: &Node) -> Option<(Arc<Node>, Vec<u8>)> {
+    let mut at = node.place().ok()?.0;
+    loop {
+        let pin = at.state().upper.as_ref().and_then(|m| m.pin.clone());
+        if let Some(PinMark::Dir(_, _, path)) = pin {
+            return Some((at, path));
+        }
+        at = at.place().ok()?.0;
+    }
+}
+
+/// The part of `path` beneath the directory `top`.
+fn beneath<'a>(path: &'a [u8], top: &[u8]) -> Option<&'a [u8]> {
+    let rest = path.strip_prefix(top)?;
+    if rest.is_empty() || top.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }

@@ -20,6 +20,9 @@ pub const ROOT: u64 = 1;
 /// Numbers of what was born in the user layer: this and the host's inode number.
 pub const BORN: u64 = crate::layer::encode::NUMBER_LIMIT;
 
+/// A number that nothing ever has: no host's inode number is 0.
+pub const UNKNOWN: u64 = BORN;
+
 /// The number of something that was born in the user layer.
 pub fn born_number(stat: &Stat) -> u64 {
     BORN + (stat.ino & (BORN - 1))
@@ -44,11 +47,14 @@ pub struct Node {
     state: Mutex<State>,
 }
 
+/// A name: the directory and the name in it.
+pub type Name = (Arc<Node>, Box<[u8]>);
+
 /// What is known of a node and may change.
 #[derive(Debug, Default)]
 pub struct State {
     /// Where it stands: directory and name; several for hard links that were looked up.
-    pub names: Vec<(Arc<Node>, Box<[u8]>)>,
+    pub names: Vec<Name>,
     /// Its part in the stack.
     pub lower: Option<Lower>,
     /// The generation that `lower` is right for.

@@ -133,6 +133,10 @@ impl View {
                 None => return Ok(None),
             }
         } else {
+            if marks.pin.as_ref().is_some_and(|p| !p.fits(format)) {
+                log::error!("a file of the user layer has a pin that does not fit it");
+                return Err(Fail(libc::EUCLEAN));
+            }
             lower = None;
             id = marks.number.unwrap_or_else(|| born_number(stat));
         }
@@ -310,7 +314,12 @@ impl View {
 
     /// The node at a path of the view. The caller holds `names`.
     pub(crate) fn walk(&self, pin: &Pin, path: &[u8]) -> Answer<Option<Arc<Node>>> {
-        let mut at = self.nodes.root().clone();
+        self.walk_from(pin, self.nodes.root().clone(), path)
+    }
+
+    /// The node at a path beneath a directory. The caller holds `names`.
+    pub(crate) fn walk_from(&self, pin: &Pin, top: Arc<Node>, path: &[u8]) -> Answer<Option<Arc<Node>>> {
+        let mut at = top;
         for name in path.split(|c| *c == b'/').filter(|n| !n.is_empty()) {
             if !at.is_dir() {
                 return Ok(None);
@@ -340,7 +349,8 @@ impl View {
             {
                 continue;
             }
-            let Some(node) = self.child(pin, dir, &name)? else { continue };
+            // One that is damaged does not hide the others.
+            let Ok(Some(node)) = self.child(pin, dir, &name) else { continue };
             if node.id == id {
                 return Ok(Some(node));
             }
