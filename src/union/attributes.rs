@@ -243,7 +243,8 @@ impl View {
         let kill = nothing && change.size.is_none() && change.atime.is_none() && change.mtime.is_none();
         if kill {
             // HANDLE_KILLPRIV_V2 with passthrough: a request to clear setuid and setgid arrives without fields.
-            self.kill_privileges(pin, &node)?;
+            // So does one to clear the capabilities alone, when root writes.
+            self.kill_privileges(pin, &node, caller.uid != 0)?;
         }
         let mut changed = Changed {
             mode: change.mode.is_some(),
@@ -304,8 +305,9 @@ impl View {
         (self.follows(node) || node.is_dir() || mode & 0o6000 != 0).then_some(mode)
     }
 
-    /// Clears setuid and setgid and the file's capabilities, as a write by somebody without privilege does.
-    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>) -> Answer<()> {
+    /// Clears the file's capabilities, as every write does, and with `bits` setuid and setgid too, as a write by
+    /// somebody without privilege does.
+    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, bits: bool) -> Answer<()> {
         if !node.is_file() {
             return Ok(());
         }
@@ -319,7 +321,7 @@ impl View {
             return Ok(());
         }
         let fd = self.upper_handle(node)?;
-        if mode != now.mode & 0o7777 {
+        if bits && mode != now.mode & 0o7777 {
             sys::chmod(&fd, mode)?;
             self.note_changed(node, &fd, &Changed { mode: true, ..Changed::default() })?;
         }
