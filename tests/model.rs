@@ -51,12 +51,21 @@ fn base(dir: &Path) {
 }
 
 fn delta(dir: &Path, base: &Path) {
-    common::sh(dir, &format!("cp -a {}/. .; rm d/c/b; mkdir -p d/d2; rm d/d; mkdir d/d", base.display())).ok();
+    common::sh(dir, &format!("cp -a {}/. .; rm d/c/b; mkdir -p d/d2; rm d/d; mkdir d/d", base.display()))
+        .ok();
     common::tree::write(
         dir,
-        &[("a/a", Item::File(b"delta a/a, longer")), ("d/d/a", Item::File(b"new")), ("d/d2/x", Item::Link("../a"))],
+        &[
+            ("a/a", Item::File(b"delta a/a, longer")),
+            ("d/d/a", Item::File(b"new")),
+            ("d/d2/x", Item::Link("../a")),
+        ],
     );
-    common::sh(dir, "mknod d/d/c c 1 3; mknod d/d/d c 0 0; setfacl -d -m u:1234:rwx d/b; setfacl -m u:77:r d/d/a").ok();
+    common::sh(
+        dir,
+        "mknod d/d/c c 1 3; mknod d/d/d c 0 0; setfacl -d -m u:1234:rwx d/b; setfacl -m u:77:r d/d/a",
+    )
+    .ok();
     settle_times(dir);
 }
 
@@ -191,7 +200,8 @@ fn snapshot(root: &Path) -> Result<BTreeMap<String, Fact>, String> {
                 let entry = entry.map_err(|e| wrong(&e))?;
                 let child = entry.file_name().to_string_lossy().into_owned();
                 let full = if name.is_empty() { child } else { format!("{name}/{child}") };
-                let there = fs::symlink_metadata(root.join(&full)).map_err(|e| format!("{full}, listed: {e}"))?;
+                let there =
+                    fs::symlink_metadata(root.join(&full)).map_err(|e| format!("{full}, listed: {e}"))?;
                 let kind = entry.file_type().map_err(|e| wrong(&e))?;
                 if there.ino() != entry.ino() || there.file_type() != kind {
                     return Err(format!(
@@ -229,7 +239,10 @@ fn xattrs(path: &Path) -> Result<BTreeMap<String, String>, std::io::Error> {
     for name in names[..n].split(|c| *c == 0).filter(|n| !n.is_empty()) {
         let mut value = vec![0u8; 65536];
         let n = rfs::lgetxattr(path, OsStr::from_bytes(name), &mut value[..])?;
-        out.insert(String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(&value[..n]).into_owned());
+        out.insert(
+            String::from_utf8_lossy(name).into_owned(),
+            String::from_utf8_lossy(&value[..n]).into_owned(),
+        );
     }
     Ok(out)
 }
@@ -316,10 +329,11 @@ fn a_mount_cannot_be_told_from_a_plain_directory() {
         });
         world = back;
         if let Err((operations, e)) = result {
-            let (short, how) = common::within(Duration::from_secs(400), &format!("shortening seed {seed}"), move || {
-                let mut world = world;
-                shorten(&mut world, operations, Duration::from_secs(120))
-            });
+            let (short, how) =
+                common::within(Duration::from_secs(400), &format!("shortening seed {seed}"), move || {
+                    let mut world = world;
+                    shorten(&mut world, operations, Duration::from_secs(120))
+                });
             let lines: Vec<String> = short.iter().map(|o| format!("  {o:?}")).collect();
             panic!("seed {seed}: {e}\n\nThe shortest that was found: {how}\n{}", lines.join("\n"));
         }

@@ -81,7 +81,8 @@ impl Filesystem for Careless {
 /// Mounts a careless file system over `backing`, opens its file for reading and writing, and gives back what
 /// came of a write.
 fn write_through(point: PathBuf, backing: File) -> Result<(), Option<i32>> {
-    let how = mount::FuseMount { source: "careless".into(), allow_other: true, ..mount::FuseMount::default() };
+    let how =
+        mount::FuseMount { source: "careless".into(), allow_other: true, ..mount::FuseMount::default() };
     let (device, detached) = mount::fuse_detached(&how).unwrap();
     let careless = Careless { backing, kept: Mutex::default() };
     let mut config = Config::default();

@@ -19,7 +19,14 @@ const LARGE: usize = 3 << 20;
 
 fn stack(dir: &Path) {
     let pattern: Vec<u8> = (0..LARGE).map(|i| (i / 4096) as u8).collect();
-    tree::write(dir, &[("small", Item::File(b"stack content")), ("large", Item::File(&pattern)), ("dir/x", Item::File(b"x"))]);
+    tree::write(
+        dir,
+        &[
+            ("small", Item::File(b"stack content")),
+            ("large", Item::File(&pattern)),
+            ("dir/x", Item::File(b"x")),
+        ],
+    );
     fs::copy("/usr/bin/sleep", dir.join("sleep")).unwrap();
 }
 
@@ -45,7 +52,10 @@ fn a_removed_file_lives_on_in_its_handles() {
             assert_eq!((&two, reader.metadata().unwrap().ino()), (b"XX", number));
             rfs::fchmod(&writer, rfs::Mode::from_raw_mode(0o600)).unwrap();
             writer.set_len(1).unwrap();
-            assert_eq!((reader.metadata().unwrap().mode() & 0o777, reader.metadata().unwrap().len()), (0o600, 1));
+            assert_eq!(
+                (reader.metadata().unwrap().mode() & 0o777, reader.metadata().unwrap().len()),
+                (0o600, 1)
+            );
             // A new file of that name is another one.
             fs::write(d.at(name), "new").unwrap();
             assert_ne!(fs::metadata(d.at(name)).unwrap().ino(), number);
@@ -113,14 +123,21 @@ fn holes_stay_holes() {
 fn space_is_allocated_punched_and_zeroed() {
     desk("", stack, |d| {
         for name in ["large", "new"] {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(d.at(name)).unwrap();
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(d.at(name))
+                .unwrap();
             let size = file.metadata().unwrap().len();
             rfs::fallocate(&file, FallocateFlags::KEEP_SIZE, size, 1 << 20).unwrap();
             assert_eq!(file.metadata().unwrap().len(), size);
             rfs::fallocate(&file, FallocateFlags::empty(), size, 1 << 20).unwrap();
             assert_eq!(file.metadata().unwrap().len(), size + (1 << 20));
             file.write_all_at(&[9; 16384], 0).unwrap();
-            rfs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 4096, 4096).unwrap();
+            rfs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 4096, 4096)
+                .unwrap();
             rfs::fallocate(&file, FallocateFlags::ZERO_RANGE, 9000, 100).unwrap();
             let mut bytes = [1; 16384];
             file.read_exact_at(&mut bytes, 0).unwrap();
@@ -334,8 +351,13 @@ fn every_data_mode_shows_the_same() {
         desk(mode, stack, move |d| {
             for name in ["small", "large", "new"] {
                 let path = d.at(name);
-                let mut file =
-                    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+                let mut file = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(&path)
+                    .unwrap();
                 file.seek(SeekFrom::Start(5)).unwrap();
                 file.write_all(b"written").unwrap();
                 let mut bytes = [0; 7];
@@ -362,7 +384,14 @@ fn handle_of(path: &Path) -> Handle {
     let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: the structure has room for as many bytes as it says, and all pointers are live.
     let r = unsafe {
-        libc::syscall(libc::SYS_name_to_handle_at, libc::AT_FDCWD, name.as_ptr(), &raw mut handle, &raw mut mount, 0)
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            name.as_ptr(),
+            &raw mut handle,
+            &raw mut mount,
+            0,
+        )
     };
     assert_eq!(r, 0, "{}: {}", path.display(), std::io::Error::last_os_error());
     handle
@@ -371,7 +400,12 @@ fn handle_of(path: &Path) -> Handle {
 fn open_handle(mount: &File, handle: &Handle) -> std::io::Result<File> {
     // SAFETY: the handle is one that the kernel filled in.
     let fd = unsafe {
-        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), std::ptr::from_ref(handle), libc::O_RDONLY)
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            std::ptr::from_ref(handle),
+            libc::O_RDONLY,
+        )
     };
     if fd < 0 {
         return Err(std::io::Error::last_os_error());
@@ -413,7 +447,9 @@ fn one_of_many_creators_wins() {
             let threads: Vec<_> = (0..8)
                 .map(|_| {
                     let path = d.at(name);
-                    std::thread::spawn(move || OpenOptions::new().write(true).create_new(true).open(path).is_ok())
+                    std::thread::spawn(move || {
+                        OpenOptions::new().write(true).create_new(true).open(path).is_ok()
+                    })
                 })
                 .collect();
             let winners = threads.into_iter().map(|t| t.join().unwrap()).filter(|w| *w).count();
@@ -442,7 +478,8 @@ fn many_writers_copy_one_stack_file_up_once() {
 #[test]
 fn what_is_written_and_synced_survives_the_daemon() {
     desk("", stack, |d| {
-        let mut file = OpenOptions::new().append(true).custom_flags(libc::O_DSYNC).open(d.at("small")).unwrap();
+        let mut file =
+            OpenOptions::new().append(true).custom_flags(libc::O_DSYNC).open(d.at("small")).unwrap();
         file.write_all(b", and more").unwrap();
         file.sync_all().unwrap();
         let out = Command::new("cat").arg(d.user.join("small")).stdin(Stdio::null()).output().unwrap().stdout;

@@ -77,13 +77,8 @@ fn names_change_places_whatever_they_are() {
         tree::assert_same("usr at var", &usr, &tree::listing(&d.at("var")));
         tree::assert_same("var at usr", &var, &tree::listing(&d.at("usr")));
         assert_eq!(d.sh("cat root etc/hostname/.profile"), "small\numask 022");
-        let taken = rfs::renameat_with(
-            rfs::CWD,
-            d.at("usr"),
-            rfs::CWD,
-            d.at("var"),
-            rfs::RenameFlags::NOREPLACE,
-        );
+        let taken =
+            rfs::renameat_with(rfs::CWD, d.at("usr"), rfs::CWD, d.at("var"), rfs::RenameFlags::NOREPLACE);
         assert_eq!(raw(taken), Err(libc::EEXIST));
         let inside = fs::rename(d.at("usr"), d.at("usr/log/x"));
         assert_eq!(inside.unwrap_err().raw_os_error(), Some(libc::EINVAL));
@@ -95,7 +90,11 @@ fn hard_links_of_the_stack_stay_linked_across_copy_up() {
     let fill = |dir: &Path| {
         tree::write(
             dir,
-            &[("a/one", Item::File(b"shared")), ("b/two", Item::Same("a/one")), ("c/d/three", Item::Same("a/one"))],
+            &[
+                ("a/one", Item::File(b"shared")),
+                ("b/two", Item::Same("a/one")),
+                ("c/d/three", Item::Same("a/one")),
+            ],
         );
     };
     desk("", fill, |d| {
@@ -104,21 +103,29 @@ fn hard_links_of_the_stack_stay_linked_across_copy_up() {
         let first = number("b/two");
         fs::write(d.at("b/two"), "written").unwrap();
         for name in ["a/one", "b/two", "c/d/three"] {
-            assert_eq!((fs::read(d.at(name)).unwrap(), links(name), number(name)), (b"written".to_vec(), 3, first));
+            assert_eq!(
+                (fs::read(d.at(name)).unwrap(), links(name), number(name)),
+                (b"written".to_vec(), 3, first)
+            );
         }
         fs::hard_link(d.at("c/d/three"), d.at("four")).unwrap();
         fs::remove_file(d.at("a/one")).unwrap();
         d.remount();
         fs::write(d.at("four"), "again").unwrap();
         for name in ["four", "b/two", "c/d/three"] {
-            assert_eq!((fs::read(d.at(name)).unwrap(), links(name), number(name)), (b"again".to_vec(), 3, first));
+            assert_eq!(
+                (fs::read(d.at(name)).unwrap(), links(name), number(name)),
+                (b"again".to_vec(), 3, first)
+            );
         }
     });
 }
 
 #[test]
 fn removing_one_name_of_a_stack_file_lowers_the_link_count_of_the_others() {
-    let fill = |dir: &Path| tree::write(dir, &[("a", Item::File(b"x")), ("b", Item::Same("a")), ("c", Item::Same("a"))]);
+    let fill = |dir: &Path| {
+        tree::write(dir, &[("a", Item::File(b"x")), ("b", Item::Same("a")), ("c", Item::Same("a"))])
+    };
     desk("", fill, |d| {
         fs::remove_file(d.at("b")).unwrap();
         assert_eq!(fs::metadata(d.at("a")).unwrap().nlink(), 2);
@@ -133,7 +140,10 @@ fn removing_one_name_of_a_stack_file_lowers_the_link_count_of_the_others() {
 #[test]
 fn links_between_a_moved_directory_and_the_rest_stay() {
     let fill = |dir: &Path| {
-        tree::write(dir, &[("a/b/x", Item::File(b"x")), ("c/x", Item::Same("a/b/x")), ("a/y", Item::Same("a/b/x"))]);
+        tree::write(
+            dir,
+            &[("a/b/x", Item::File(b"x")), ("c/x", Item::Same("a/b/x")), ("a/y", Item::Same("a/b/x"))],
+        );
     };
     desk("", fill, |d| {
         fs::rename(d.at("a"), d.at("z")).unwrap();
@@ -172,7 +182,10 @@ fn attributes_are_set_without_copying_the_content() {
     desk("", fill, |d| {
         d.sh("chmod 640 big; chown 12:34 big; setfattr -n user.x -v y big; touch -h -d @1000000000 big");
         d.remount();
-        assert_eq!(d.sh("stat -c %a:%u:%g:%Y:%s big; getfattr --only-values -n user.x big"), "640:12:34:1000000000:3000000\ny");
+        assert_eq!(
+            d.sh("stat -c %a:%u:%g:%Y:%s big; getfattr --only-values -n user.x big"),
+            "640:12:34:1000000000:3000000\ny"
+        );
         assert!(fs::metadata(d.user.join("big")).unwrap().blocks() < 64, "the content was copied");
         assert_eq!(fs::read(d.at("big")).unwrap(), vec![7; 3_000_000]);
         fs::rename(d.at("big"), d.at("moved")).unwrap();
@@ -225,7 +238,12 @@ fn extended_attributes_of_every_family_are_kept() {
 #[test]
 fn a_mark_that_is_set_inside_is_only_an_attribute() {
     desk("", tree::small, |d| {
-        let marks = ["trusted.overlay.opaque", "trusted.overlay.whiteout", "trusted.reroot.pin", "trusted.overlay.overlay.x"];
+        let marks = [
+            "trusted.overlay.opaque",
+            "trusted.overlay.whiteout",
+            "trusted.reroot.pin",
+            "trusted.overlay.overlay.x",
+        ];
         fs::write(d.at("file"), "").unwrap();
         for mark in marks {
             set(&d.at("etc"), mark, b"y", XattrFlags::empty()).unwrap();
@@ -233,10 +251,18 @@ fn a_mark_that_is_set_inside_is_only_an_attribute() {
         }
         d.remount();
         for file in ["etc", "file"] {
-            assert_eq!(names(&d.at(file)), { let mut m = marks.map(String::from); m.sort(); m });
+            assert_eq!(names(&d.at(file)), {
+                let mut m = marks.map(String::from);
+                m.sort();
+                m
+            });
             for mark in marks {
                 assert_eq!(get(&d.at(file), mark), Ok(b"y".to_vec()));
-                assert_ne!(get(&d.user.join(file), mark), Ok(b"y".to_vec()), "{mark} of {file} stands on disk");
+                assert_ne!(
+                    get(&d.user.join(file), mark),
+                    Ok(b"y".to_vec()),
+                    "{mark} of {file} stands on disk"
+                );
             }
         }
         assert!(d.at("etc/hostname").exists() && d.at("file").exists());
@@ -251,7 +277,10 @@ fn a_mark_that_is_set_inside_is_only_an_attribute() {
 #[test]
 fn default_acls_are_inherited_and_chmod_changes_the_mask() {
     let fill = |dir: &Path| {
-        tree::write(dir, &[("shared", Item::Dir(0o755)), ("plain", Item::Dir(0o755)), ("shared/old", Item::File(b""))]);
+        tree::write(
+            dir,
+            &[("shared", Item::Dir(0o755)), ("plain", Item::Dir(0o755)), ("shared/old", Item::File(b""))],
+        );
         common::sh(dir, "setfacl -d -m u:1234:rwx,g:77:r shared; setfacl -m u:1234:rw shared/old").ok();
     };
     desk("", fill, |d| {
@@ -259,7 +288,10 @@ fn default_acls_are_inherited_and_chmod_changes_the_mask() {
         d.sh("umask 077; setfacl -d -m u:55:rwx plain; touch plain/file");
         d.remount();
         let acl = |file: &str| d.sh(&format!("getfacl -cnE {file} | sort | tr '\\n' ' '"));
-        assert_eq!(acl("shared/file").trim(), "group:77:r-- group::r-x mask::rw- other::r-- user:1234:rwx user::rw-");
+        assert_eq!(
+            acl("shared/file").trim(),
+            "group:77:r-- group::r-x mask::rw- other::r-- user:1234:rwx user::rw-"
+        );
         assert_eq!(acl("shared/dir/deep"), acl("shared/file"));
         assert_eq!(acl("shared/pipe"), acl("shared/file"));
         assert!(acl("shared/dir").contains("default:user:1234:rwx"));
@@ -281,7 +313,10 @@ fn default_acls_are_inherited_and_chmod_changes_the_mask() {
 #[test]
 fn setgid_and_sticky_directories_have_their_effect() {
     let fill = |dir: &Path| {
-        tree::write(dir, &[("team", Item::Dir(0o2777)), ("tmp", Item::Dir(0o1777)), ("tmp/roots", Item::Mode(b"", 0o666))]);
+        tree::write(
+            dir,
+            &[("team", Item::Dir(0o2777)), ("tmp", Item::Dir(0o1777)), ("tmp/roots", Item::Mode(b"", 0o666))],
+        );
         common::sh(dir, "chown :77 team; chmod 2777 team").ok();
     };
     desk("", fill, |d| {
@@ -335,11 +370,22 @@ fn device_nodes_fifos_and_sockets_work() {
         d.sh("mknod zero c 1 5; mknod nil c 0 0; mknod loop b 7 0; mkfifo -m 600 pipe; chmod 600 dev/nil; mv dev/nil dev/nil2");
         d.remount();
         assert_eq!(
-            d.sh("stat -c '%F %t:%T' dev/null dev/nil2 zero nil loop pipe dev/pipe | sed 's/special file/sf/'"),
+            d.sh(
+                "stat -c '%F %t:%T' dev/null dev/nil2 zero nil loop pipe dev/pipe | sed 's/special file/sf/'"
+            ),
             "character sf 1:3\ncharacter sf 0:0\ncharacter sf 1:5\ncharacter sf 0:0\nblock sf 7:0\nfifo 0:0\nfifo 0:0"
         );
         assert!(!d.at("dev/nil").exists());
-        assert_eq!(d.sh("ls dev | tr '\\n' ' '"), "null nil2 pipe ".split(' ').collect::<std::collections::BTreeSet<_>>().into_iter().filter(|n| !n.is_empty()).map(|n| format!("{n} ")).collect::<String>());
+        assert_eq!(
+            d.sh("ls dev | tr '\\n' ' '"),
+            "null nil2 pipe "
+                .split(' ')
+                .collect::<std::collections::BTreeSet<_>>()
+                .into_iter()
+                .filter(|n| !n.is_empty())
+                .map(|n| format!("{n} "))
+                .collect::<String>()
+        );
         assert_eq!(d.sh("head -c 4 zero | od -An -tx1; echo x >dev/null").trim(), "00 00 00 00");
         for pipe in ["pipe", "dev/pipe"] {
             assert_eq!(d.sh(&format!("(echo through >{pipe}) & cat {pipe}; wait")), "through");
@@ -366,7 +412,8 @@ fn names_may_be_long_and_need_not_be_text() {
         let (long, odd) = ("u".repeat(255), OsStr::from_bytes(b"\xff\x01*? user\n"));
         fs::write(d.at(&long), "long").unwrap();
         fs::create_dir(d.at(odd)).unwrap();
-        fs::rename(d.at(OsStr::from_bytes(b"\xff\xfe stack\n")), d.at(odd).join(OsStr::from_bytes(b"\xfe"))).unwrap();
+        fs::rename(d.at(OsStr::from_bytes(b"\xff\xfe stack\n")), d.at(odd).join(OsStr::from_bytes(b"\xfe")))
+            .unwrap();
         fs::write(d.at("s".repeat(255)), "written").unwrap();
         let too_long = fs::write(d.at("x".repeat(256)), "").unwrap_err();
         assert_eq!(too_long.raw_os_error(), Some(libc::ENAMETOOLONG));
@@ -417,7 +464,13 @@ fn a_directory_is_listed_while_it_changes() {
 #[test]
 fn mount_options_have_their_effect() {
     let fill = |dir: &Path| {
-        tree::write(dir, &[("tool", Item::Mode(b"#!/bin/sh\necho ran\n", 0o755)), ("id", Item::Mode(&fs::read("/usr/bin/id").unwrap(), 0o4755))]);
+        tree::write(
+            dir,
+            &[
+                ("tool", Item::Mode(b"#!/bin/sh\necho ran\n", 0o755)),
+                ("id", Item::Mode(&fs::read("/usr/bin/id").unwrap(), 0o4755)),
+            ],
+        );
         common::sh(dir, "mknod null c 1 3").ok();
     };
     desk("", fill, |d| {
@@ -432,7 +485,15 @@ fn mount_options_have_their_effect() {
     desk("noexec", fill, |d| assert_ne!(common::sh(&d.mnt, "./tool").code, Some(0)));
     desk("ro", fill, |d| {
         assert_eq!(d.sh("./tool"), "ran");
-        for script in ["touch new", "echo x >>tool", "rm tool", "chmod 700 tool", "mv tool x", "setfattr -n user.x tool", "mkdir x"] {
+        for script in [
+            "touch new",
+            "echo x >>tool",
+            "rm tool",
+            "chmod 700 tool",
+            "mv tool x",
+            "setfattr -n user.x tool",
+            "mkdir x",
+        ] {
             let answer = common::sh(&d.mnt, script);
             assert_ne!(answer.code, Some(0), "{script}");
             assert!(answer.err().contains("Read-only"), "{script}: {}", answer.err());
@@ -445,7 +506,10 @@ fn mount_options_have_their_effect() {
 fn free_space_is_that_of_the_user_layer() {
     desk("", tree::small, |d| {
         let (view, host) = (rfs::statvfs(&d.mnt).unwrap(), rfs::statvfs(&d.user).unwrap());
-        assert_eq!((view.f_blocks, view.f_frsize, view.f_files), (host.f_blocks, host.f_frsize, host.f_files));
+        assert_eq!(
+            (view.f_blocks, view.f_frsize, view.f_files),
+            (host.f_blocks, host.f_frsize, host.f_files)
+        );
         assert_eq!(view.f_namemax, 255);
         assert!(view.f_bavail > 0 && view.f_bavail <= view.f_blocks);
         // As the host tells it, a moment apart.

@@ -259,6 +259,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     if let Err(e) = view.sync() {
         log::error!("the last sync of the user layer: error {}", e.0);
     }
+    // Other threads may still hold the claim; it ends with this process.
+    running.claim.withdraw();
     log::info!("{id} is unmounted");
     result.doing("serving the mount")
 }

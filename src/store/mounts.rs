@@ -49,10 +49,16 @@ impl MountClaim {
     }
 }
 
+impl MountClaim {
+    /// The mount has ended: removes what it said of itself. The claim is held until it is dropped.
+    pub fn withdraw(&self) {
+        let _ = fs::remove_file(self.store.path("mounts").join(format!("{}.json", self.id)));
+    }
+}
+
 impl Drop for MountClaim {
     fn drop(&mut self) {
-        let path = self.store.path("mounts").join(format!("{}.json", self.id));
-        let _ = fs::remove_file(path);
+        self.withdraw();
     }
 }
 
@@ -70,15 +76,33 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether a mount of that id runs, begins or ends.
+    pub fn mount_runs(&self, id: &str) -> Result<bool> {
+        let path = self.path("mounts").join(format!("{id}.lock"));
+        Ok(path.exists() && lock::attempt(&path, Share::Shared).at("locking", &path)?.is_none())
+    }
+
+    /// Removes what a mount that does not run any more has left; the lock's file only where the id never comes
+    /// back, as those of `inspect` do not.
+    pub fn forget_mount(&self, id: &str) {
+        let path = self.path("mounts").join(format!("{id}.lock"));
+        if !path.exists() {
+            return;
+        }
+        if let Ok(Some(_held)) = lock::attempt(&path, Share::Exclusive) {
+            let _ = fs::remove_file(path.with_file_name(format!("{id}.json")));
+            if id.starts_with('.') {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+
     /// What a mount of that id says of itself, if it runs.
     pub fn mounted(&self, id: &str) -> Result<Option<MountEntry>> {
-        let dir = self.path("mounts");
-        let lock_path = dir.join(format!("{id}.lock"));
-        if !lock_path.exists()
-            || lock::attempt(&lock_path, Share::Shared).at("locking", &lock_path)?.is_some()
-        {
+        if !self.mount_runs(id)? {
             return Ok(None);
         }
+        let dir = self.path("mounts");
         match fs::read(dir.join(format!("{id}.json"))) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

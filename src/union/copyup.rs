@@ -256,6 +256,12 @@ impl View {
             kept = Some(Arc::new(sys::open_at(&user.work, temporary, Open::Path)?));
             sys::unlink_at(&user.work, temporary)?;
         }
+        let note = if left > 1 {
+            let path = |(parent, name): &Name| crate::layer::model::join(&self.path_of(parent), name);
+            Some(user.note_group(&names.iter().map(path).collect::<Vec<_>>())?)
+        } else {
+            None
+        };
         for (parent, name) in names.iter().take(left) {
             left -= 1;
             let dir = self.upper_dir(parent)?;
@@ -271,6 +277,9 @@ impl View {
             })?;
         }
         let _ = sys::unlink_at(&user.work, temporary);
+        if let Some(note) = note {
+            user.end_group(&note)?;
+        }
         if fresh {
             self.leave_behind(node, names, before);
             return Ok(());

@@ -31,7 +31,11 @@ pub fn lay_over(
     let mut draft = encode::decode(&tree.index)?;
     let top = sys::open_dir(user).at("opening the user layer", user)?;
     let marks = Namespace::for_process();
-    let own = marks.read(&top).at("reading", user)?;
+    let mut own = marks.read(&top).at("reading", user)?;
+    if own.follows.is_none() && sys::list(top.as_fd()).at("reading", user)?.is_empty() {
+        // Never mounted: the first mount marks it so.
+        own.follows = Some(Changed::default());
+    }
     let mut work = Laying { store, marks, draft: &mut draft, content, links: HashMap::new() };
     let stat = sys::stat(&top).at("reading", user)?;
     work.attributes(ROOT, &top, &stat, &own, true)?;

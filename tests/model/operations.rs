@@ -79,21 +79,21 @@ pub enum Operation {
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-const XATTRS: [&str; 6] = [
-    "user.x",
-    "user.y",
-    "trusted.t",
-    "trusted.overlay.opaque",
-    "security.s",
-    "trusted.reroot.pin",
-];
+const XATTRS: [&str; 6] =
+    ["user.x", "user.y", "trusted.t", "trusted.overlay.opaque", "security.s", "trusted.reroot.pin"];
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 
 /// An ACL with a named user, as the kernel encodes it (acl(5); `linux/posix_acl_xattr.h`).
 fn acl(user: u16, mask: u16) -> Vec<u8> {
     let mut out = 2u32.to_le_bytes().to_vec();
-    for (tag, perm, id) in [(1u16, 7u16, u32::MAX), (2, user, 1234), (4, 5, u32::MAX), (0x10, mask, u32::MAX), (0x20, 4, u32::MAX)] {
+    for (tag, perm, id) in [
+        (1u16, 7u16, u32::MAX),
+        (2, user, 1234),
+        (4, 5, u32::MAX),
+        (0x10, mask, u32::MAX),
+        (0x20, 4, u32::MAX),
+    ] {
         out.extend(tag.to_le_bytes());
         out.extend(perm.to_le_bytes());
         out.extend(id.to_le_bytes());
@@ -113,7 +113,8 @@ impl Operation {
             (0..depth).map(|_| c.pick(&NAMES)).collect::<Vec<_>>().join("/")
         };
         let byte = |c: &mut Chance| b'a' + c.below(26) as u8;
-        let mode = |c: &mut Chance| c.pick(&[0o644, 0o600, 0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o640, 0o2775]);
+        let mode =
+            |c: &mut Chance| c.pick(&[0o644, 0o600, 0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o640, 0o2775]);
         let value = |c: &mut Chance| {
             let length = c.pick(&[0, 1, 5, 40, 300]);
             vec![byte(c); length]
@@ -153,8 +154,13 @@ impl Operation {
             66 => O::RemoveXattr(path(c), c.pick(&[ACL, DEFAULT])),
             67 => O::RemoveXattr(path(c), c.pick(&XATTRS)),
             68..=70 => {
-                let (kind, major, minor) =
-                    c.pick(&[(libc::S_IFCHR, 0, 0), (libc::S_IFCHR, 1, 3), (libc::S_IFIFO, 0, 0), (libc::S_IFSOCK, 0, 0), (libc::S_IFBLK, 7, 0)]);
+                let (kind, major, minor) = c.pick(&[
+                    (libc::S_IFCHR, 0, 0),
+                    (libc::S_IFCHR, 1, 3),
+                    (libc::S_IFIFO, 0, 0),
+                    (libc::S_IFSOCK, 0, 0),
+                    (libc::S_IFBLK, 7, 0),
+                ]);
                 O::Mknod(path(c), kind | 0o640, major, minor)
             }
             71..=77 => O::Open(
@@ -213,7 +219,14 @@ fn errno(e: io::Error) -> i32 {
 /// What two file systems must agree on about a file.
 pub fn facts(m: &std::fs::Metadata) -> String {
     let size = if m.is_dir() { 0 } else { m.size() };
-    format!("{:o} links {} owner {}:{} size {size} device {:x}", m.mode(), m.nlink(), m.uid(), m.gid(), m.rdev())
+    format!(
+        "{:o} links {} owner {}:{} size {size} device {:x}",
+        m.mode(),
+        m.nlink(),
+        m.uid(),
+        m.gid(),
+        m.rdev()
+    )
 }
 
 impl Side {
@@ -259,9 +272,9 @@ impl Side {
             O::Create(p, mode) => std_done(
                 OpenOptions::new().write(true).create_new(true).mode(*mode).open(self.at(p)).map(drop),
             ),
-            O::Write(p, at, byte, n) => {
-                std_done(options(libc::O_RDWR).open(self.at(p)).and_then(|f| f.write_all_at(&vec![*byte; *n], *at)))
-            }
+            O::Write(p, at, byte, n) => std_done(
+                options(libc::O_RDWR).open(self.at(p)).and_then(|f| f.write_all_at(&vec![*byte; *n], *at)),
+            ),
             O::Append(p, byte, n) => std_done(
                 options(libc::O_RDWR | libc::O_APPEND)
                     .open(self.at(p))
@@ -270,15 +283,18 @@ impl Side {
             O::Truncate(p, n) => std_done(rustix_truncate(&self.at(p), *n)),
             O::Empty(p) => std_done(options(libc::O_RDWR | libc::O_TRUNC).open(self.at(p)).map(drop)),
             O::Unlink(p) => done(rfs::unlink(self.at(p))),
-            O::Rename(p, q, flags) => {
-                done(rfs::renameat_with(CWD, self.at(p), CWD, self.at(q), RenameFlags::from_bits_retain(*flags)))
-            }
+            O::Rename(p, q, flags) => done(rfs::renameat_with(
+                CWD,
+                self.at(p),
+                CWD,
+                self.at(q),
+                RenameFlags::from_bits_retain(*flags),
+            )),
             O::Link(p, q) => done(rfs::linkat(CWD, self.at(p), CWD, self.at(q), AtFlags::empty())),
             O::Symlink(target, p) => done(rfs::symlink(target.as_str(), self.at(p))),
-            O::Chmod(p, mode) => std_done(std::fs::set_permissions(
-                self.at(p),
-                std::fs::Permissions::from_mode(*mode),
-            )),
+            O::Chmod(p, mode) => {
+                std_done(std::fs::set_permissions(self.at(p), std::fs::Permissions::from_mode(*mode)))
+            }
             O::Chown(p, uid, gid) => std_done(std::os::unix::fs::lchown(self.at(p), *uid, *gid)),
             O::Times(p, a, m) => {
                 done(rfs::utimensat(CWD, self.at(p), &times(*a, *m), AtFlags::SYMLINK_NOFOLLOW))
@@ -310,7 +326,9 @@ impl Side {
                 let n = self.handle(*slot)?.read_at(&mut buffer, *at).map_err(errno)?;
                 Ok(format!("{n} {:?}", String::from_utf8_lossy(&buffer[..n])))
             }
-            O::WriteAt(slot, at, byte, n) => std_done(self.handle(*slot)?.write_all_at(&vec![*byte; *n], *at)),
+            O::WriteAt(slot, at, byte, n) => {
+                std_done(self.handle(*slot)?.write_all_at(&vec![*byte; *n], *at))
+            }
             O::Resize(slot, n) => std_done(self.handle(*slot)?.set_len(*n)),
             O::Allocate(slot, mode, at, n) => {
                 done(rfs::fallocate(self.handle(*slot)?, FallocateFlags::from_bits_retain(*mode), *at, *n))
@@ -338,9 +356,7 @@ impl Side {
             O::HandleList(slot) => list(self.handle(*slot)?),
             O::List(p) => list(&options(libc::O_DIRECTORY).open(self.at(p)).map_err(errno)?),
             O::StatPath(p) => Ok(facts(&std::fs::symlink_metadata(self.at(p)).map_err(errno)?)),
-            O::Readlink(p) => {
-                std::fs::read_link(self.at(p)).map(|t| t.display().to_string()).map_err(errno)
-            }
+            O::Readlink(p) => std::fs::read_link(self.at(p)).map(|t| t.display().to_string()).map_err(errno),
             O::Remount | O::DropCaches => Ok(String::new()),
         }
     }
