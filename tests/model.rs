@@ -339,3 +339,50 @@ fn a_mount_cannot_be_told_from_a_plain_directory() {
         }
     }
 }
+
+/// Several threads at once: no answer is one that only a fault explains, and what the mount shows then is what
+/// a new mount finds on the disk.
+#[test]
+fn what_many_threads_did_is_what_a_new_mount_shows() {
+    let seed = std::env::var("REROOT_MODEL_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(1u64);
+    common::within(Duration::from_secs(200), "the threads", move || {
+        let mut world = World::new();
+        for round in 0..4 {
+            let mut pair = world.pair();
+            let root = pair.view.root.clone();
+            let threads: Vec<_> = (0..6)
+                .map(|thread| {
+                    let root = root.clone();
+                    std::thread::spawn(move || {
+                        let mut chance = Chance::new(seed * 1000 + round * 10 + thread);
+                        let mut side = Side::new(&root);
+                        for _ in 0..400 {
+                            let operation = Operation::random(&mut chance, &[]);
+                            if matches!(operation, Operation::Remount | Operation::DropCaches) {
+                                continue;
+                            }
+                            if let Err(e @ (libc::EIO | libc::ESTALE | libc::EUCLEAN | libc::EBUSY)) =
+                                side.apply(&operation)
+                            {
+                                return Some(format!("{operation:?}: error {e}"));
+                            }
+                        }
+                        None
+                    })
+                })
+                .collect();
+            let wrong: Vec<String> = threads.into_iter().filter_map(|t| t.join().unwrap()).collect();
+            assert!(wrong.is_empty(), "seed {seed}, round {round}: {wrong:?}");
+            let texts = |root: &Path| -> BTreeMap<String, (String, u64)> {
+                let tree = snapshot(root).unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
+                tree.into_iter().map(|(path, fact)| (path, (fact.text, fact.number))).collect()
+            };
+            let before = texts(&root);
+            pair.step(&Operation::Remount).unwrap();
+            let after = texts(&root);
+            for path in before.keys().chain(after.keys()) {
+                assert_eq!(before.get(path), after.get(path), "seed {seed}, round {round}: {path}");
+            }
+        }
+    });
+}
