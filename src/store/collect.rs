@@ -153,7 +153,7 @@ pub fn roots(store: &Store) -> Result<Roots> {
 
 /// The versions in a ledger. A line that a crash cut off is passed over; any other that is no digest means
 /// that a pin cannot be read.
-fn read_pins(path: &Path) -> Result<Vec<Digest>> {
+pub fn read_pins(path: &Path) -> Result<Vec<Digest>> {
     let bytes = match fs::read(path) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
