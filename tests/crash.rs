@@ -289,6 +289,72 @@ fn a_killed_commit_leaves_the_view_as_it_was() {
 }
 
 #[test]
+fn a_killed_settle_leaves_the_view_as_it_was() {
+    common::require_root();
+    let scratch = Scratch::new();
+    let program = Program::new(&scratch);
+    tree::import(&scratch, &program, "os:1", None, |dir| fill(dir, 1));
+    let mut dice = Dice(6);
+    let mut time = Duration::from_millis(100);
+    for round in 0..10 {
+        let desktop = format!("d{round}");
+        program.ok(&["create", &desktop, "os:1"]);
+        let mount = program.mount(&desktop, scratch.mnt());
+        mount.sh(
+            "mv usr moved; rm moved/share/many/1 moved/bin/alias; mkdir usr; mv moved/share/many usr/many
+             chmod 700 moved/lib/big/1 moved/lib; mv moved/lib/big/2 home/two; ln moved/lib/big/3 home/three
+             rm -r var; mkdir var; chmod 600 etc/passwd; mv etc/hostname etc/h; ln moved/bin/tool home/tool",
+        );
+        let worked = tree::listing(mount.path());
+        mount.umount();
+        for again in 0..3 {
+            if (round, again) == (0, 0) {
+                time = takes(&program, &["settle", &desktop]);
+            } else {
+                kill_after(&program, &["settle", &desktop], dice.moment(time));
+            }
+            let mount = program.mount(&desktop, scratch.mnt());
+            tree::assert_same("after settling was cut off", &worked, &tree::listing(mount.path()));
+            mount.umount();
+        }
+        program.ok(&["settle", &desktop]);
+        let mount = program.mount(&desktop, scratch.mnt());
+        tree::assert_same("settled", &worked, &tree::listing(mount.path()));
+        mount.umount();
+        whole(&program);
+        program.ok(&["rm", &desktop]);
+    }
+    no_leftovers(&scratch, &program);
+}
+
+#[test]
+fn a_full_disk_under_the_store_ends_an_import_and_leaves_the_store_whole() {
+    common::require_root();
+    let outer = Scratch::new();
+    let disk = common::Disk::new(&outer, "ext4", "disk", 32);
+    let scratch = Scratch::at(disk.path().join("s"));
+    let program = Program::new(&scratch);
+    tree::import(&scratch, &program, "os:1", None, tree::small);
+    let big = outer.dir("big");
+    for i in 0..40u8 {
+        tree::write(&big, &[(&format!("big/{i}"), Item::File(&vec![i + 1; 1 << 20]))]);
+    }
+    let source = format!("dir:{}", big.display());
+    for _ in 0..2 {
+        let answer = program.run(&["import", &source, "os:2", "--parent", "os:1"]).expect_code(1);
+        assert!(answer.err().contains("No space left on device"), "{}", answer.err());
+        assert_eq!(sh(&scratch.store(), "find objects -name '.intake*'").ok().out(), "");
+        whole(&program);
+        program.run(&["show", "os:2"]).expect_code(1);
+    }
+    tree::import(&scratch, &program, "os:3", Some("os:1"), |dir| {
+        tree::small(dir);
+        tree::write(dir, &[("etc/hostname", Item::File(b"there is room again\n"))]);
+    });
+    whole(&program);
+}
+
+#[test]
 fn a_killed_swap_comes_up_on_one_version_or_the_other() {
     common::require_root();
     let scratch = Scratch::new();
