@@ -132,8 +132,9 @@ fn target(store: &Store, desktop: &Desktop, state: &State, request: &SwapRequest
 
 /// Every object that the target newly needs must be in the store, whole.
 fn objects_are_there(store: &Store, new: &Tree, changes: &[Change]) -> Result<()> {
-    for change in changes {
-        let Some(node) = change.new.as_ref().filter(|n| n.is_file()) else { continue };
+    use rayon::prelude::*;
+    changes.par_iter().try_for_each(|change| {
+        let Some(node) = change.new.as_ref().filter(|n| n.is_file()) else { return Ok(()) };
         let digest = new.index.object(node)?;
         let path = store.object_path(&digest);
         let len = std::fs::metadata(&path).map(|m| m.len());
@@ -144,8 +145,8 @@ fn objects_are_there(store: &Store, new: &Tree, changes: &[Change]) -> Result<()
                 if len.is_ok() { "damaged" } else { "missing" }
             )));
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Swaps under a running mount.
@@ -179,8 +180,11 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
     while !View::drained(&old) && draining.elapsed() < DRAIN {
         std::thread::sleep(Duration::from_micros(50));
     }
+    log::debug!("swap: planned and noted in {:?}, drained after {:?}", paused - begin, draining.elapsed());
     let notices = view.notices(&plan.changes, &plan.old, &plan.new)?;
+    let telling = Instant::now();
     report.invalidated = running.tell(&notices);
+    log::debug!("swap: {} notices sent in {:?}", notices.len(), telling.elapsed());
     {
         let held = desktop.lock()?;
         let mut state = desktop.state()?;

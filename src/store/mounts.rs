@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Digest, Store, to_json};
 use crate::error::{Doing, Result};
 use crate::sys::lock::{self, Lock, Share};
-use crate::sys::publish::publish;
+use crate::sys::publish::publish_for_now;
 
 /// What a mount says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ impl MountClaim {
     /// Writes or replaces what the mount says of itself.
     pub fn describe(&self, entry: &MountEntry) -> Result<()> {
         let path = self.store.path("mounts").join(format!("{}.json", self.id));
-        publish(&path, &to_json(entry)).at("writing", path)
+        publish_for_now(&path, &to_json(entry)).at("writing", path)
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::marks::{Changed, Found, Marks, PinMark};
-use super::node::Node;
+use super::node::{Name, Node};
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -249,19 +249,26 @@ impl View {
         let gone = node.state().gone;
         let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
         let mut left = names.len();
+        let mut kept = None;
         if gone {
             left = 0;
             // Changed through a handle after its last name went: a file without a name.
+            kept = Some(Arc::new(sys::open_at(&user.work, temporary, Open::Path)?));
             sys::unlink_at(&user.work, temporary)?;
         }
+        let note = if left > 1 {
+            let path = |(parent, name): &Name| crate::layer::model::join(&self.path_of(parent), name);
+            Some(user.note_group(&names.iter().map(path).collect::<Vec<_>>())?)
+        } else {
+            None
+        };
         for (parent, name) in names.iter().take(left) {
             left -= 1;
             let dir = self.upper_dir(parent)?;
             self.keeping_times(parent, || {
-                match user.marks.probe(&*dir, name)? {
+                if user.marks.probe(&*dir, name)?.is_some() {
                     // Taken away meanwhile, or there already.
-                    Some(_) => return Ok(()),
-                    None => {}
+                    return Ok(());
                 }
                 if left == 0 {
                     return Ok(sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)?);
@@ -270,12 +277,16 @@ impl View {
             })?;
         }
         let _ = sys::unlink_at(&user.work, temporary);
+        if let Some(note) = note {
+            user.end_group(&note)?;
+        }
         if fresh {
             self.leave_behind(node, names, before);
             return Ok(());
         }
         let mut state = node.state();
         state.upper = Some(marks.clone());
+        state.kept = kept;
         let open = state.cached + state.passed > 0;
         if (gone || open) && state.owns_content() {
             state.file = file.map(Arc::new);
@@ -376,7 +387,7 @@ impl View {
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
-    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<(Arc<Node>, Box<[u8]>)>> {
+    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<Name>> {
         let mut out = node.state().names.clone();
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
         if lower.entry.nlink > 1 {
@@ -413,12 +424,11 @@ impl View {
         }
         let parent = {
             let _names = self.names.read();
-            if node.state().gone {
-                return Err(Fail(libc::ENOENT));
-            }
-            node.place()?.0
+            if node.state().gone { None } else { Some(node.place()?.0) }
         };
-        self.copy_up_dir(pin, &parent)?;
+        if let Some(parent) = parent {
+            self.copy_up_dir(pin, &parent)?;
+        }
         let _copying = node.copying.lock();
         if is_up(node) {
             return Ok(());
@@ -439,7 +449,12 @@ impl View {
                 xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
             let _names = self.names.read();
             if node.state().gone {
-                return Err(Fail(libc::ENOENT));
+                // Changed through a handle after its name went: a directory without a name.
+                sys::rmdir_at(&user.work, &temporary)?;
+                let mut state = node.state();
+                state.kept = Some(Arc::new(handle));
+                state.upper = Some(marks);
+                return Ok(());
             }
             let (parent, name) = node.place()?;
             let dir = self.upper_dir(&parent)?;

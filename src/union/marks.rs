@@ -178,6 +178,7 @@ pub struct Marks {
 }
 
 /// What the user layer holds at a name.
+#[allow(clippy::large_enum_variant)] // Looked at and dropped; never kept.
 #[derive(Clone, Debug)]
 pub enum Found {
     /// The mark that nothing is there.

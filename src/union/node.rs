@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -46,11 +47,14 @@ pub struct Node {
     state: Mutex<State>,
 }
 
+/// A name: the directory and the name in it.
+pub type Name = (Arc<Node>, Box<[u8]>);
+
 /// What is known of a node and may change.
 #[derive(Debug, Default)]
 pub struct State {
     /// Where it stands: directory and name; several for hard links that were looked up.
-    pub names: Vec<(Arc<Node>, Box<[u8]>)>,
+    pub names: Vec<Name>,
     /// Its part in the stack.
     pub lower: Option<Lower>,
     /// The generation that `lower` is right for.
@@ -61,6 +65,8 @@ pub struct State {
     pub gone: bool,
     /// The last attributes of a node that is gone.
     pub ghost: Option<Attributes>,
+    /// The user layer's part of a node that is gone, which cannot be reached by a name any more.
+    pub kept: Option<Arc<OwnedFd>>,
     /// The user's file while it is open.
     pub file: Option<Arc<File>>,
     /// The stack's object while it is read through the daemon.
@@ -127,6 +133,7 @@ impl Node {
     pub fn add_name(&self, parent: &Arc<Node>, name: &[u8]) {
         let mut state = self.state();
         state.gone = false;
+        state.kept = None;
         if self.is_dir() {
             let known = state.names.first().is_some_and(|(p, n)| p.id == parent.id && **n == *name);
             if !known {

@@ -254,6 +254,9 @@ impl View {
         if node.id == ROOT {
             return Ok(user.top.clone());
         }
+        if let Some(fd) = node.state().kept.clone() {
+            return Ok(fd);
+        }
         if let Some(fd) = user.kept_dir(node.id) {
             return Ok(fd);
         }
@@ -264,9 +267,15 @@ impl View {
 
     /// A descriptor (`O_PATH`) of a node's part in the user layer. The caller holds `names`.
     pub(crate) fn upper_handle(&self, node: &Arc<Node>) -> Answer<OwnedFd> {
-        let file = node.state().file.clone();
+        let (file, kept) = {
+            let state = node.state();
+            (state.file.clone(), state.kept.clone())
+        };
         if let Some(file) = file {
             return Ok(file.try_clone()?.into());
+        }
+        if let Some(kept) = kept {
+            return Ok(kept.try_clone()?);
         }
         if node.is_dir() {
             return Ok(self.upper_dir(node)?.try_clone()?);

@@ -166,10 +166,10 @@ impl Laying<'_, '_> {
         let mut on_disk = BTreeMap::new();
         for name in xattr::list(fd).doing("reading extended attributes")? {
             let Some(shown) = self.marks.unescape(&name) else { continue };
-            if whole || changed.xattrs.contains(&shown) {
-                if let Some(value) = xattr::get(fd, &name).doing("reading extended attributes")? {
-                    on_disk.insert(shown, value);
-                }
+            if (whole || changed.xattrs.contains(&shown))
+                && let Some(value) = xattr::get(fd, &name).doing("reading extended attributes")?
+            {
+                on_disk.insert(shown, value);
             }
         }
         let meta = &mut self.draft.get_mut(id).meta;

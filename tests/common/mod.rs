@@ -6,6 +6,7 @@
 #![allow(dead_code)] // Each test program uses a part of this.
 
 pub mod changes;
+pub mod desk;
 pub mod disk;
 pub mod program;
 pub mod scratch;
