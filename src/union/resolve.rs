@@ -54,6 +54,10 @@ impl View {
         };
         let Some(node) = found else { return Ok(None) };
         let attributes = self.attributes(pin, &node)?;
+        if matches!(name, b"." | b"..") && attributes.nlink == 0 && node.state().gone {
+            // A file handle of something that was removed and is not forgotten yet.
+            return Err(Fail(libc::ESTALE));
+        }
         self.nodes.remember(&node);
         Ok(Some((node, attributes)))
     }
