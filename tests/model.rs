@@ -46,7 +46,7 @@ fn base(dir: &Path) {
             ("d/c/b", Item::File(b"to be removed")),
         ],
     );
-    common::sh(dir, "mkfifo d/d; setfattr -n user.x -v base a/a; setfattr -n trusted.t -v base d").ok();
+    common::sh(dir, "mkfifo d/d; /usr/sbin/setcap cap_net_raw+ep a/b; setfattr -n user.x -v base a/a; setfattr -n trusted.t -v base d").ok();
     settle_times(dir);
 }
 

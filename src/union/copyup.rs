@@ -102,7 +102,15 @@ impl View {
             let attributes = self.attributes(pin, node)?;
             let xattrs = self.all_xattrs(pin, node)?;
             let version = node.state().lower.as_ref().map(|l| l.tree.version);
-            (attributes, xattrs, self.names_to_copy(pin, node)?, version)
+            let names = self.names_to_copy(pin, node)?;
+            let mut state = node.state();
+            if names.is_empty() && !state.gone {
+                state.gone = true;
+                state.ghost = Some(attributes);
+            }
+            state.names.clone_from(&names);
+            drop(state);
+            (attributes, xattrs, names, version)
         };
         for (parent, _) in &names {
             self.copy_up_dir(pin, parent)?;
@@ -245,7 +253,11 @@ impl View {
         fresh: bool,
     ) -> Answer<()> {
         let user = self.writable()?;
-        let _names = self.names.read();
+        // Nobody sees a part of a hard-link group.
+        let (_read, _write) = match names.len() {
+            0 | 1 => (Some(self.names.read()), None),
+            _ => (None, Some(self.names.write())),
+        };
         let gone = node.state().gone;
         let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
         let mut left = names.len();
@@ -352,6 +364,10 @@ impl View {
         } else {
             let (atime, mtime) = (SetTime::To(attributes.atime), SetTime::To(attributes.mtime));
             sys::set_times(&handle, atime, mtime)?;
+            // Writing the content took the capabilities away.
+            if let Some((name, value)) = xattrs.iter().find(|(n, _)| n == super::attributes::CAPABILITY) {
+                xattr::set(&handle, name, value, xattr::Set::Any)?;
+            }
         }
         if fresh {
             user.marks.clear(&handle, &user.marks.own("ino"))?;
@@ -388,7 +404,14 @@ impl View {
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
     fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<Name>> {
-        let mut out = node.state().names.clone();
+        // A swap may have taken some of the known ones away.
+        let mut out = Vec::new();
+        let known = node.state().names.clone();
+        for (parent, name) in known {
+            if self.child(pin, &parent, &name)?.is_some_and(|c| c.id == node.id) {
+                out.push((parent, name));
+            }
+        }
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
         if lower.entry.nlink > 1 {
             let index = &lower.tree.index;

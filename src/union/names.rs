@@ -312,7 +312,14 @@ impl View {
     /// What is needed of a node should its last name go: handles can still change it.
     fn keep(&self, node: &Arc<Node>) -> Answer<Option<Arc<OwnedFd>>> {
         let has_upper = node.state().upper.is_some();
-        if has_upper { Ok(Some(Arc::new(self.upper_handle(node)?))) } else { Ok(None) }
+        if !has_upper {
+            return Ok(None);
+        }
+        match self.upper_handle(node) {
+            // Better a file that cannot be changed through old handles than one that cannot be removed.
+            Err(Fail(libc::EMFILE | libc::ENFILE)) => Ok(None),
+            r => Ok(Some(Arc::new(r?))),
+        }
     }
 
     fn name_removed(
