@@ -162,7 +162,8 @@ impl Operation {
                     (libc::S_IFCHR, 1, 3),
                     (libc::S_IFIFO, 0, 0),
                     (libc::S_IFSOCK, 0, 0),
-                    (libc::S_IFBLK, 7, 0),
+                    // A number that no driver has: it is opened and written to.
+                    (libc::S_IFBLK, 60, 0),
                 ]);
                 O::Mknod(path(c), kind | 0o640, major, minor)
             }
