@@ -89,7 +89,7 @@ fn blocks(size: u64) -> u64 {
 }
 
 /// Attributes of a path of the stack. Access time is the modification time (a stack keeps none).
-fn of_lower(id: u64, lower: &Lower) -> Attributes {
+pub(crate) fn of_lower(id: u64, lower: &Lower) -> Attributes {
     let n = &lower.entry;
     let size = if n.is_dir() { 4096 } else { n.size };
     Attributes {

@@ -279,8 +279,13 @@ impl View {
             match found {
                 Some(entry) => state.lower = Some(Lower { tree: tree.clone(), entry, pinned: false }),
                 None if node.is_dir() => {
-                    // Old handles of a directory that is not there any more see an empty one.
-                    state.lower = None;
+                    // Old handles of a directory that is not there any more see it as after rmdir(2).
+                    let was = state.lower.take();
+                    if state.upper.is_none() {
+                        state.ghost = was.map(|l| super::attributes::of_lower(node.id, &l));
+                        state.gone = true;
+                        state.names.clear();
+                    }
                 }
                 // Old handles of a file keep what they opened.
                 None => {}
