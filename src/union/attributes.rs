@@ -324,7 +324,7 @@ impl View {
     /// Clears the file's capabilities, as every write does, and with `bits` setuid and setgid too, as a write by
     /// somebody without privilege does.
     pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, bits: bool) -> Answer<()> {
-        if !node.is_file() {
+        if node.is_dir() || node.format == libc::S_IFLNK {
             return Ok(());
         }
         let look = || -> Answer<(u32, u32, bool)> {
