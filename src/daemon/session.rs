@@ -3,6 +3,7 @@
 //! The mount point is touched once, to attach the mount; afterwards the daemon works from descriptors only.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +48,8 @@ pub struct Running {
     pub swapping: Mutex<()>,
     claim: MountClaim,
     notifier: Notifier,
+    /// The connection to the kernel, for what the notifier cannot say; root's mounts only.
+    device: Option<OwnedFd>,
 }
 
 impl Running {
@@ -58,6 +61,12 @@ impl Running {
                 Notice::Entry(parent, name) => {
                     self.notifier.inval_entry(fuser::INodeNo(*parent), std::ffi::OsStr::from_bytes(name))
                 }
+                Notice::Expire(parent, name) => match &self.device {
+                    Some(device) => crate::sys::notify::expire_entry(device, *parent, name),
+                    None => {
+                        self.notifier.inval_entry(fuser::INodeNo(*parent), std::ffi::OsStr::from_bytes(name))
+                    }
+                },
                 Notice::Inode(id) => self.notifier.inval_inode(fuser::INodeNo(*id), 0, 0),
                 Notice::Attributes(id) => self.notifier.inval_inode(fuser::INodeNo(*id), -1, 0),
             };
@@ -210,7 +219,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let (wake, woken) = mpsc::channel();
     let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
     let adapter = Adapter::new(view.clone(), dirty.clone(), wake, map_ids);
-    let (session, attach) = make_session(request, adapter, &point, &source(&request.subject), map_ids)?;
+    let (session, attach, device) =
+        make_session(request, adapter, &point, &source(&request.subject), map_ids)?;
     let running = Arc::new(Running {
         store: store.clone(),
         desktop,
@@ -219,6 +229,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         swapping: Mutex::new(()),
         claim,
         notifier: session.notifier(),
+        device,
     });
     let control = control::listen(&socket, running.clone())?;
     let serving =
@@ -271,7 +282,7 @@ fn make_session(
     point: &Path,
     source: &str,
     map_ids: bool,
-) -> Result<(Session<Adapter>, Attach)> {
+) -> Result<(Session<Adapter>, Attach, Option<OwnedFd>)> {
     let options = &request.options;
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
@@ -297,7 +308,7 @@ fn make_session(
         let session = Session::new(adapter, point, &config).map_err(|e| {
             Error::Io(format!("mounting at {} (an ordinary user needs fusermount3)", point.display()), e)
         })?;
-        return Ok((session, Box::new(|_| Ok(()))));
+        return Ok((session, Box::new(|_| Ok(())), None));
     }
     let how = mount::FuseMount {
         source: source.into(),
@@ -309,6 +320,7 @@ fn make_session(
     };
     let (device, detached) =
         mount::fuse_detached(&how).doing("making the FUSE mount (is the fuse module there?)")?;
+    let second = device.try_clone().doing("making the FUSE mount")?;
     let session = Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")?;
     if map_ids {
         let identity = vec![(0, 0, u32::MAX)];
@@ -317,7 +329,8 @@ fn make_session(
             .doing("making the user name space of the id map")?;
         detached.map_ids(&space).doing("mapping ids (uidmap=, gidmap=)")?;
     }
-    Ok((session, Box::new(move |point| detached.attach(point).at("mounting at", point))))
+    let attach = Box::new(move |point: &Path| detached.attach(point).at("mounting at", point));
+    Ok((session, attach, Some(second)))
 }
 
 /// Brings writes to the disk, sends the view's notices, forgets what nobody needs.

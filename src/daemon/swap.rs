@@ -179,8 +179,11 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
     while !View::drained(&old) && draining.elapsed() < DRAIN {
         std::thread::sleep(Duration::from_micros(50));
     }
+    log::debug!("swap: planned and noted in {:?}, drained after {:?}", paused - begin, draining.elapsed());
     let notices = view.notices(&plan.changes, &plan.old, &plan.new)?;
+    let telling = Instant::now();
     report.invalidated = running.tell(&notices);
+    log::debug!("swap: {} notices sent in {:?}", notices.len(), telling.elapsed());
     {
         let held = desktop.lock()?;
         let mut state = desktop.state()?;

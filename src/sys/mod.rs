@@ -9,6 +9,7 @@ pub mod fs;
 pub mod lock;
 pub mod map;
 pub mod mount;
+pub mod notify;
 pub mod process;
 pub mod publish;
 pub mod xattr;

@@ -17,14 +17,17 @@ use super::node::BORN;
 use super::{Generation, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
+use crate::layer::index::Node as TreeNode;
 use crate::store::Digest;
 use crate::sys::fs::{self as sys, Open};
 
 /// Something that the kernel must be told.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Notice {
-    /// A name in a directory leads elsewhere, or nowhere, or somewhere now.
+    /// A name in a directory leads elsewhere, or nowhere, or somewhere now: it is dropped with what is below.
     Entry(u64, Vec<u8>),
+    /// The same for a name that is not a directory's: it is enough that it is looked up again.
+    Expire(u64, Vec<u8>),
     /// A directory lists other names, and its attributes differ.
     Inode(u64),
     /// Only attributes differ.
@@ -334,24 +337,18 @@ impl View {
                 (Some(a), Some(b)) => a.number == b.number,
                 _ => false,
             };
-            match change.kind {
-                Kind::Metadata if same_number => {
-                    if known {
-                        out.push(Notice::Attributes(side.0.number));
-                    }
+            if change.kind == Kind::Metadata && same_number {
+                if known {
+                    out.push(Notice::Attributes(side.0.number));
                 }
-                Kind::Content | Kind::Metadata => {
-                    if known {
-                        out.push(Notice::Entry(parent, name.to_vec()));
-                    }
-                    dirs.insert(parent);
-                }
-                Kind::Added | Kind::Removed | Kind::Type => {
-                    if known {
-                        out.push(Notice::Entry(parent, name.to_vec()));
-                    }
-                    dirs.insert(parent);
-                }
+                continue;
+            }
+            dirs.insert(parent);
+            if known {
+                // A directory must be dropped, so that working directories in it learn that it is gone.
+                let was_dir = change.old.as_ref().is_some_and(TreeNode::is_dir);
+                let name = name.to_vec();
+                out.push(if was_dir { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
             }
         }
         out.extend(dirs.into_iter().map(Notice::Inode));
