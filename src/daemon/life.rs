@@ -132,9 +132,9 @@ fn last_words(store: &Store, id: &str) -> Option<MountEntry> {
 
 /// Whether a mount is there whose daemon is not.
 fn is_dead(point: &Path) -> bool {
+    // Not by its attributes: the kernel may still know them. How much space there is, it always asks for.
     is_ours(point)
-        && std::fs::metadata(point)
-            .is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)))
+        && crate::sys::fs::space_at(point).is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)))
 }
 
 fn is_ours(point: &Path) -> bool {

@@ -85,7 +85,7 @@ fn blocks(size: u64) -> u64 {
 }
 
 /// Attributes of a path of the stack. Access time is the modification time (a stack keeps none).
-fn of_lower(id: u64, lower: &Lower) -> Attributes {
+pub(crate) fn of_lower(id: u64, lower: &Lower) -> Attributes {
     let n = &lower.entry;
     let size = if n.is_dir() { 4096 } else { n.size };
     Attributes {
@@ -173,8 +173,8 @@ impl View {
         } else if node.is_dir() {
             sys::stat(&*self.upper_dir(node)?)?
         } else {
-            let (parent, name) = node.place()?;
-            sys::stat_at(&*self.upper_dir(&parent)?, &name)?
+            let (dir, name) = self.upper_place(node)?;
+            sys::stat_at(&*dir, &name)?
         };
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
@@ -258,6 +258,7 @@ impl View {
                 self.copy_up(pin, &node, super::copyup::Depth::Attributes)?;
             }
             let _names = self.names.read();
+            self.still_shown(&node)?;
             let before = self.attributes(pin, &node)?;
             let fd = self.upper_handle(&node)?;
             if change.uid.is_some() || change.gid.is_some() {

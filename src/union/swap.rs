@@ -13,11 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::lower::Tree;
 use super::marks::{Found, Namespace, PinMark};
-use super::node::BORN;
+use super::resolve::other_number;
 use super::{Generation, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
-use crate::layer::index::Node as TreeNode;
 use crate::store::Digest;
 use crate::sys::fs::{self as sys, Open};
 
@@ -265,32 +264,42 @@ fn moved_sources(
     Ok(())
 }
 
-/// The first path that a swap would remove or turn into something else while a mount stands on or beneath it.
-/// `mounts` are paths in the view, without a leading slash.
-pub fn blocking_mount(changes: &[Change], mounts: &[Vec<u8>]) -> Option<Vec<u8>> {
-    let changed: HashMap<&[u8], Kind> = changes
-        .iter()
-        .filter(|c| matches!(c.kind, Kind::Removed | Kind::Type | Kind::Content))
-        .map(|c| (&c.path[..], c.kind))
-        .collect();
-    mounts.iter().find_map(|mount| {
+/// The first mount that stands on or beneath a path that a swap would remove or turn into something else. What the
+/// user layer has there is not touched by a swap. `mounts` are paths in the view, without a leading slash.
+pub fn blocking_mount(user: &Path, changes: &[Change], mounts: &[Vec<u8>]) -> Result<Option<Vec<u8>>> {
+    if mounts.is_empty() {
+        return Ok(None);
+    }
+    let other_inode = |c: &&Change| match (&c.old, &c.new) {
+        (Some(a), Some(b)) => a.number != b.number,
+        _ => c.kind == Kind::Removed,
+    };
+    let changed: HashSet<&[u8]> = changes.iter().filter(other_inode).map(|c| &c.path[..]).collect();
+    let top = sys::open_dir(user).at("opening the user layer", user)?;
+    let mut above = Above { marks: Namespace::for_process(), top: &top, spots: HashMap::new() };
+    for mount in mounts {
         let mut at: &[u8] = mount;
-        loop {
-            if !at.is_empty() && changed.contains_key(at) {
-                return Some(mount.clone());
-            }
-            if at.is_empty() {
-                return None;
+        while !at.is_empty() {
+            if changed.contains(at) && matches!(*above.spot(at)?, Spot::Untouched) {
+                return Ok(Some(mount.clone()));
             }
             at = split(at).0;
         }
-    })
+    }
+    Ok(None)
+}
+
+/// Whether a mount stands on a path or beneath it.
+fn carries_mount(path: &[u8], mounts: &[Vec<u8>]) -> bool {
+    mounts.iter().any(|m| m.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")))
 }
 
 impl View {
     /// Puts another stack under the view. Requests that begin from now on see it; gives back the old
     /// generation, on which running requests still hold.
     pub fn exchange(&self, tree: Arc<Tree>) -> Arc<Generation> {
+        // No change is between its last look at the stack and its place in the user layer.
+        let _names = self.names.write();
         let mut current = self.generation.write();
         let number = current.number + 1;
         std::mem::replace(&mut *current, Arc::new(Generation { number, tree }))
@@ -301,20 +310,36 @@ impl View {
         Arc::strong_count(old) == 1
     }
 
-    /// What the kernel may know wrong after an exchange.
-    pub fn notices(&self, changes: &[Change], old: &Tree, new: &Tree) -> Result<Vec<Notice>> {
+    /// What the kernel may know wrong after an exchange. Names that carry a mount are left alone: dropping one would
+    /// detach the mount, and [`blocking_mount`] made sure that they lead to what they led to.
+    pub fn notices(
+        &self,
+        changes: &[Change],
+        old: &Tree,
+        new: &Tree,
+        mounts: &[Vec<u8>],
+    ) -> Result<Vec<Notice>> {
         let mut out = Vec::new();
         let mut dirs: BTreeSet<u64> = BTreeSet::new();
-        // Directories that the user made may lie over directories of the stack, under numbers of their own.
-        let mut born: HashMap<Vec<u8>, u64> = HashMap::new();
+        // Directories of the user layer may have other numbers than those of the stack at their paths: what the
+        // user made, and what the user moved.
+        let mut ups: HashMap<Vec<u8>, u64> = HashMap::new();
         {
             let _names = self.names.read();
             for node in self.nodes.all() {
-                if node.is_dir() && node.id >= BORN && !node.state().gone {
-                    born.insert(self.path_of(&node), node.id);
+                let up = {
+                    let state = node.state();
+                    state.upper.is_some() && !state.gone
+                };
+                if node.is_dir() && up {
+                    ups.insert(self.path_of(&node), node.id);
                 }
             }
         }
+        let node_of = |number: u64| {
+            let below = |id| self.nodes.get(id).filter(|n| n.state().upper.is_none());
+            below(number).or_else(|| below(other_number(number)))
+        };
         for change in changes {
             let side = match (&change.old, &change.new) {
                 (Some(node), _) => (node, &old.index),
@@ -327,12 +352,14 @@ impl View {
             }
             let (path, name) = split(&change.path);
             let number = side.1.node(side.0.parent)?.number;
-            let parent = match (born.get(path), self.nodes.get(number)) {
+            let parent = match (ups.get(path), node_of(number)) {
                 (Some(id), _) => *id,
-                (None, Some(node)) if !node.state().lower.as_ref().is_some_and(|l| l.pinned) => node.id,
+                (None, Some(node)) => node.id,
                 _ => continue,
             };
-            let known = change.old.as_ref().is_none_or(|n| self.nodes.get(n.number).is_some());
+            let known = change.old.as_ref().is_none_or(|n| {
+                self.nodes.get(n.number).is_some() || self.nodes.get(other_number(n.number)).is_some()
+            });
             let same_number = match (&change.old, &change.new) {
                 (Some(a), Some(b)) => a.number == b.number,
                 _ => false,
@@ -344,15 +371,31 @@ impl View {
                 continue;
             }
             dirs.insert(parent);
-            if known {
-                // A directory must be dropped, so that working directories in it learn that it is gone.
-                let was_dir = change.old.as_ref().is_some_and(TreeNode::is_dir);
+            if known && !carries_mount(&change.path, mounts) {
+                // A directory must be dropped, so that working directories in it learn that it is gone. And what was
+                // given lately: who asked for it may not have noted the answer yet, and with it a new lifetime.
+                let drop =
+                    change.old.as_ref().is_some_and(|n| n.is_dir() || self.nodes.given_lately(n.number));
                 let name = name.to_vec();
-                out.push(if was_dir { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
+                out.push(if drop { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
             }
         }
         out.extend(dirs.into_iter().map(Notice::Inode));
         Ok(out)
+    }
+
+    /// Every name and every attribute that the kernel may know.
+    pub fn every_notice(&self, mounts: &[Vec<u8>]) -> Vec<Notice> {
+        let _names = self.names.read();
+        let mut out = Vec::new();
+        for node in self.nodes.all() {
+            let names = node.state().names.clone();
+            if !carries_mount(&self.path_of(&node), mounts) {
+                out.extend(names.into_iter().map(|(parent, name)| Notice::Entry(parent.id, name.into_vec())));
+            }
+            out.push(if node.is_dir() { Notice::Inode(node.id) } else { Notice::Attributes(node.id) });
+        }
+        out
     }
 
     /// Takes what has to be told to the kernel besides swaps.

@@ -114,6 +114,7 @@ impl View {
         self.copy_up(pin, &node, if pins { Depth::Pin } else { Depth::Attributes })?;
         let user = self.writable()?;
         let _names = self.names.read();
+        self.still_shown(&node)?;
         let mode = self.attributes(pin, &node)?;
         let handle = self.upper_handle(&node)?;
         if name == ACCESS_ACL && self.follows(&node) {
@@ -142,6 +143,7 @@ impl View {
         self.copy_up(pin, &node, if pins { Depth::Pin } else { Depth::Attributes })?;
         let user = self.writable()?;
         let _names = self.names.read();
+        self.still_shown(&node)?;
         let handle = self.upper_handle(&node)?;
         match xattr::remove(&handle, &user.marks.escape(name)) {
             Err(e) if e.raw_os_error() != Some(libc::ENODATA) => return Err(e.into()),

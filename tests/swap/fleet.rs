@@ -41,7 +41,7 @@ fn the_report_has_every_field_that_scripts_rely_on() {
             assert!(report[field]["version"].as_str().unwrap().starts_with("sha384:"), "{report}");
         }
         assert_eq!(report["generation"].as_u64(), Some(if live { 1 } else { 2 }));
-        assert_eq!(report["paths_differing"].as_u64(), Some(2), "{report}");
+        assert_eq!(report["paths_differing"].as_u64(), Some(3), "{report}");
         for number in ["invalidated", "pause_us"] {
             assert!(report[number].is_u64(), "{number}: {report}");
         }

@@ -107,7 +107,7 @@ fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     let report = desk.program.swap(&["upgrade", "pc", "--to", "os:2", "--dry-run"]);
     assert_eq!(cases(&report), ["a shadows-changed"]);
     assert_eq!((report["live"].as_bool(), report["dry_run"].as_bool()), (Some(true), Some(true)), "{report}");
-    assert_eq!(report["paths_differing"].as_u64(), Some(3), "{report}");
+    assert_eq!(report["paths_differing"].as_u64(), Some(4), "{report}");
     let text = desk.program.ok(&["upgrade", "pc", "--to", "os:2", "--dry-run"]).out();
     assert!(text.contains("shadows-changed") && text.contains("nothing was changed"), "{text}");
     assert_eq!(desk.state()["generation"].as_u64(), Some(0));
