@@ -29,7 +29,6 @@ enum Word {
 /// daemon in the background.
 pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
     let store = Store::open(&request.store)?;
-    clear_dead_mount(&store, request)?;
     if foreground {
         log_to(None);
         let mut entry = None;
@@ -110,13 +109,10 @@ fn log_path(store: &Store, request: &MountRequest) -> Result<PathBuf> {
     })
 }
 
-/// A daemon that was killed leaves a mount that answers nothing. Where it is this desktop's, it is cleared.
-fn clear_dead_mount(store: &Store, request: &MountRequest) -> Result<()> {
-    let Subject::Desktop(name) = &request.subject else { return Ok(()) };
-    if store.mounted(name)?.is_some() {
-        return Ok(());
-    }
-    if let Some(entry) = last_words(store, name)
+/// A daemon that was killed leaves a mount that answers nothing. The next one of that id clears it, once it has the
+/// claim: only then is the other certainly gone.
+pub(super) fn clear_dead_mount(store: &Store, id: &str) -> Result<()> {
+    if let Some(entry) = last_words(store, id)
         && is_dead(&entry.mountpoint)
     {
         detach(&entry.mountpoint, true)?;
