@@ -46,8 +46,18 @@ fn attach(
 
 /// The directory to mount on, in full.
 fn directory(at: &Path) -> Result<PathBuf> {
-    let full = at.canonicalize().at("finding the mount point", at)?;
-    if !full.is_dir() {
+    let dead = |e: &std::io::Error| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED));
+    let full = match at.canonicalize() {
+        Err(e) if dead(&e) => std::path::absolute(at),
+        r => r,
+    };
+    let full = full.at("finding the mount point", at)?;
+    // What a killed daemon left there answers nothing; the next one of its desktop clears it.
+    let other = match full.metadata() {
+        Ok(found) => !found.is_dir(),
+        Err(e) => !dead(&e),
+    };
+    if other {
         return Err(Error::Usage(format!("the mount point {} is not a directory", full.display())));
     }
     Ok(full)

@@ -348,8 +348,9 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
         }
         running.tell(&running.view.take_notices());
         let done: Vec<_> = running.late.lock().extract_if(.., |(old, _)| View::drained(old)).collect();
-        for (_, notices) in done {
+        for (old, notices) in done {
             running.tell(&notices);
+            running.view.told(old.number + 1);
         }
         if since >= SYNC_EVERY {
             since = Duration::ZERO;

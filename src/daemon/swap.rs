@@ -193,7 +193,10 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
     });
     let telling = Instant::now();
     report.invalidated = running.tell(&notices);
-    if !View::drained(&old) {
+    if View::drained(&old) {
+        view.told(old.number + 1);
+        running.tell(&view.take_notices());
+    } else {
         log::warn!("a request that began before the swap is still running; what it answers is taken back later");
         running.late.lock().push((old, notices.clone()));
     }

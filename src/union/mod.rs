@@ -119,6 +119,8 @@ pub struct View {
     pub(crate) handles: data::Handles,
     pub(crate) dir_handles: listing::DirHandles,
     pub(crate) notices: Mutex<Vec<swap::Notice>>,
+    /// The generation that the kernel's caches are right for.
+    pub(crate) told: std::sync::atomic::AtomicU64,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
 }
 
@@ -145,6 +147,7 @@ impl View {
             handles: data::Handles::default(),
             dir_handles: listing::DirHandles::default(),
             notices: Mutex::default(),
+            told: std::sync::atomic::AtomicU64::new(generation),
             passthrough: std::sync::atomic::AtomicBool::new(settings.data != Data::Coherent),
         })
     }

@@ -459,6 +459,8 @@ impl View {
             sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
             self.moved(&m.a, m.d1, m.name, m.d2, m.new);
             self.moved(b, m.d2, m.new, m.d1, m.name);
+            self.moved_untold(&m.a, m.d2, m.new);
+            self.moved_untold(b, m.d1, m.name);
             if m.d1.id != m.d2.id && m.a.is_dir() != b.is_dir() {
                 let by = if m.a.is_dir() { 1 } else { -1 };
                 self.subdirs_changed(m.d2, by);
@@ -519,6 +521,7 @@ impl View {
             self.name_removed(b, m.d2, m.new, ghost);
         }
         self.moved(&m.a, m.d1, m.name, m.d2, m.new);
+        self.moved_untold(&m.a, m.d2, m.new);
         if m.a.is_dir() && m.d1.id != m.d2.id {
             self.subdirs_changed(m.d1, -1);
             self.subdirs_changed(m.d2, 1);

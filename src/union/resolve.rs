@@ -254,7 +254,7 @@ impl View {
             let fixed = state.lower.as_ref().is_some_and(|l| l.pinned)
                 || state.upper.as_ref().is_some_and(|m| m.opaque || (m.pin.is_some() && !node.is_dir()))
                 || state.gone;
-            if fixed || state.lower_generation >= pin.0.number {
+            if fixed || state.lower_generation == pin.0.number {
                 return Ok(state.lower.clone());
             }
         }
@@ -277,6 +277,10 @@ impl View {
             tree.index.by_number(number)?.map(plain)
         };
         let mut state = node.state();
+        if state.lower_generation > pin.0.number {
+            // A request of the generation before, while others have moved on: it goes on seeing its own.
+            return Ok(if found.is_some() || node.is_dir() { found } else { state.lower.clone() });
+        }
         if state.lower_generation < pin.0.number {
             match found {
                 Some(lower) => state.lower = Some(lower),

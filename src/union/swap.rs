@@ -8,11 +8,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::lower::Tree;
 use super::marks::{Found, Namespace, PinMark};
+use super::node::Node;
 use super::resolve::other_number;
 use super::{Generation, View};
 use crate::error::{Doing, Result};
@@ -382,6 +384,30 @@ impl View {
         }
         out.extend(dirs.into_iter().map(Notice::Inode));
         Ok(out)
+    }
+
+    /// The kernel was told everything that differs in a generation.
+    pub fn told(&self, generation: u64) {
+        let _names = self.names.write();
+        self.told.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    /// The kernel carries out a move with what it holds at the old name, which may be of the generation before
+    /// until it was told of this one. Then it must ask again at the new name. The caller holds `names`.
+    pub(crate) fn moved_untold(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) {
+        if self.told.load(Ordering::Relaxed) >= self.generation.read().number {
+            return;
+        }
+        let mut out = vec![Notice::Entry(dir.id, name.to_vec())];
+        if node.is_dir() {
+            for other in self.nodes.all() {
+                if other.id != node.id && node.holds(&other) {
+                    let names = other.state().names.clone();
+                    out.extend(names.into_iter().map(|(p, n)| Notice::Entry(p.id, n.into_vec())));
+                }
+            }
+        }
+        self.notices.lock().extend(out);
     }
 
     /// Every name and every attribute that the kernel may know.
