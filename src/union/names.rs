@@ -63,7 +63,7 @@ impl View {
         let node = self.make_node(pin, parent, name, what, mode, umask, caller)?.0;
         let _names = self.names.read();
         let attributes = self.attributes(pin, &node)?;
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok((node, attributes))
     }
 
@@ -360,7 +360,7 @@ impl View {
         self.touched(&dir)?;
         node.add_name(&dir, name);
         let attributes = self.attributes(pin, &node)?;
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok((node, attributes))
     }
 
@@ -374,7 +374,13 @@ impl View {
         for _ in 0..16 {
             let (a, b) = {
                 let _names = self.names.read();
-                (self.child(pin, &d1, name)?.ok_or(Fail(libc::ENOENT))?, self.child(pin, &d2, new)?)
+                let a = self.child(pin, &d1, name)?.ok_or(Fail(libc::ENOENT))?;
+                let b = self.child(pin, &d2, new)?;
+                self.may_move(&a, &d1, name)?;
+                if let Some(b) = b.as_ref().filter(|_| how == Replace::Exchange) {
+                    self.may_move(b, &d2, new)?;
+                }
+                (a, b)
             };
             match (&b, how) {
                 (Some(_), Replace::No) => return Err(Fail(libc::EEXIST)),

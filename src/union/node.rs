@@ -166,13 +166,14 @@ struct Known {
     node: Arc<Node>,
     /// How often the kernel was given this node and has not forgotten it.
     lookups: u64,
-    /// When it was given last.
+    /// When it was given last, and in which generation.
     given: Instant,
+    generation: u64,
 }
 
 impl Known {
     fn new(node: Arc<Node>) -> Known {
-        Known { node, lookups: 0, given: Instant::now() }
+        Known { node, lookups: 0, given: Instant::now(), generation: 0 }
     }
 }
 
@@ -222,13 +223,19 @@ impl Nodes {
         self.known.lock().get(&id).is_some_and(|k| k.given.elapsed() < NOTING)
     }
 
+    /// Whether the kernel was given the node in that generation.
+    pub fn given_in(&self, id: u64, generation: u64) -> bool {
+        self.known.lock().get(&id).is_some_and(|k| k.generation >= generation)
+    }
+
     /// The kernel was given the node once more.
-    pub fn remember(&self, node: &Arc<Node>) {
+    pub fn remember(&self, node: &Arc<Node>, generation: u64) {
         if node.id != ROOT {
             let mut known = self.known.lock();
             let entry = known.entry(node.id).or_insert_with(|| Known::new(node.clone()));
             entry.lookups += 1;
             entry.given = Instant::now();
+            entry.generation = entry.generation.max(generation);
         }
     }
 

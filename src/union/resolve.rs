@@ -24,7 +24,7 @@ impl View {
         };
         let Some(node) = found else { return Ok(None) };
         let attributes = self.attributes(pin, &node)?;
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok(Some((node, attributes)))
     }
 

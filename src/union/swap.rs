@@ -16,7 +16,7 @@ use super::lower::Tree;
 use super::marks::{Found, Namespace, PinMark};
 use super::node::Node;
 use super::resolve::other_number;
-use super::{Generation, View};
+use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
 use crate::store::Digest;
@@ -304,6 +304,7 @@ impl View {
         let _names = self.names.write();
         let mut current = self.generation.write();
         let number = current.number + 1;
+        *self.before.lock() = Some(current.tree.clone());
         std::mem::replace(&mut *current, Arc::new(Generation { number, tree }))
     }
 
@@ -390,12 +391,34 @@ impl View {
     pub fn told(&self, generation: u64) {
         let _names = self.names.write();
         self.told.fetch_max(generation, Ordering::Relaxed);
+        if self.generation.read().number == generation {
+            *self.before.lock() = None;
+        }
     }
 
-    /// The kernel carries out a move with what it holds at the old name, which may be of the generation before
-    /// until it was told of this one. Then it must ask again at the new name. The caller holds `names`.
+    fn is_told(&self, now: &Pin) -> bool {
+        self.told.load(Ordering::Relaxed) >= now.0.number
+    }
+
+    /// The kernel carries out a move with what it holds at the old name. Until it was told of a swap that may be what
+    /// was there before: `ESTALE` makes it ask, and move what it is given then. The caller holds `names`.
+    pub(crate) fn may_move(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) -> Answer<()> {
+        let now = self.pin();
+        if self.is_told(&now) || self.nodes.given_in(node.id, now.0.number) {
+            return Ok(());
+        }
+        let Some(tree) = self.before.lock().clone() else { return Ok(()) };
+        let before = Pin(Arc::new(Generation { number: now.0.number.saturating_sub(1), tree }));
+        match self.child(&before, dir, name)? {
+            Some(was) if was.id == node.id => Ok(()),
+            _ => Err(Fail(libc::ESTALE)),
+        }
+    }
+
+    /// What the kernel holds beneath a directory that was moved before it was told of a swap is asked for again. The
+    /// caller holds `names`.
     pub(crate) fn moved_untold(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) {
-        if self.told.load(Ordering::Relaxed) >= self.generation.read().number {
+        if self.is_told(&self.pin()) {
             return;
         }
         let mut out = vec![Notice::Entry(dir.id, name.to_vec())];
