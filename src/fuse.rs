@@ -156,17 +156,13 @@ fn system_time(t: Time) -> SystemTime {
     base.unwrap_or(SystemTime::UNIX_EPOCH) + Duration::from_nanos(u64::from(t.nsec))
 }
 
+/// A time of a request. fuser 0.18 makes of the kernel's (seconds, nanoseconds) before 1970 a time that is
+/// `-seconds + nanoseconds` before it, where the nanoseconds count forwards: taken apart the same way, it is
+/// right again.
 fn time(t: SystemTime) -> Time {
     match t.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(d) => Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() },
-        Err(e) => {
-            let d = e.duration();
-            let sec = -(d.as_secs() as i64);
-            match d.subsec_nanos() {
-                0 => Time { sec, nsec: 0 },
-                n => Time { sec: sec - 1, nsec: 1_000_000_000 - n },
-            }
-        }
+        Err(e) => Time { sec: -(e.duration().as_secs() as i64), nsec: e.duration().subsec_nanos() },
     }
 }
 
@@ -575,9 +571,9 @@ impl Filesystem for Adapter {
         for (i, item) in items.iter().enumerate().skip(offset as usize) {
             let (next, name) = (i as u64 + 1, OsStr::from_bytes(&item.name));
             let dots = matches!(&item.name[..], b"." | b"..");
-            let found = if dots { None } else { self.view.item(&pin, ino.0, &item.name).unwrap_or_default() };
+            let found = if dots { Ok(None) } else { self.view.item(&pin, ino.0, &item.name) };
             let full = match found {
-                Some((node, a)) => {
+                Ok(Some((node, a))) => {
                     let ttl = self.attr_ttl(node.id);
                     let full =
                         reply.add(INodeNo(a.ino), next, name, &ttl, &attr(&a), Generation(node.generation));
@@ -586,8 +582,17 @@ impl Filesystem for Adapter {
                     }
                     full
                 }
-                // A name without a node: the kernel lists it and looks it up when it needs to.
-                None => {
+                // A name whose node cannot be had, for instance since its marks are damaged: programs pass over
+                // number 0, so it gets one that nothing has. The impossible size makes the kernel list the name
+                // and link no inode to it; whoever looks at it asks us and hears the error.
+                Err(_) => {
+                    let mut bare = nothing();
+                    bare.kind = kind(item.format);
+                    (bare.ino, bare.size) = (INodeNo(crate::union::node::UNKNOWN), u64::MAX);
+                    reply.add(INodeNo(item.id), next, name, &Duration::ZERO, &bare, Generation(0))
+                }
+                // Gone meanwhile; number 0 is passed over.
+                Ok(None) => {
                     let mut bare = nothing();
                     bare.kind = kind(item.format);
                     bare.ino = INodeNo(if dots { item.id } else { 0 });
@@ -767,10 +772,14 @@ mod tests {
 
     #[test]
     fn times_and_device_numbers_survive_the_translation() {
-        for t in [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-2, 999_999_999), (i64::from(u32::MAX), 5)] {
+        for t in [(0, 0), (1, 999_999_999), (i64::from(u32::MAX), 5)] {
             let t = Time { sec: t.0, nsec: t.1 };
             assert_eq!(time(system_time(t)), t);
         }
+        let before = |sec: u64, nsec| SystemTime::UNIX_EPOCH - Duration::new(sec, nsec);
+        assert_eq!(system_time(Time { sec: -2, nsec: 999_999_999 }), before(1, 1));
+        // As fuser 0.18 reads a request's time of -2 s and 999,999,999 ns.
+        assert_eq!(time(before(2, 999_999_999)), Time { sec: -2, nsec: 999_999_999 });
         for rdev in [(0, 0), (1, 3), (8, 255), (259, 65_536), (4095, 1_048_575)] {
             assert_eq!(decode_rdev(encode_rdev(rdev)), rdev);
         }

@@ -2,6 +2,11 @@
 //!
 //! ARCHITECTURE.md is the map of this crate; `tests/layering.rs` holds the table of who may import whom.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used)
+)]
+
 pub mod cli;
 pub mod daemon;
 pub mod error;

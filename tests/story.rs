@@ -171,7 +171,7 @@ fn a_settled_user_layer_mounts_with_the_kernels_overlayfs() {
     let point = scratch.dir("overlay");
     let work = scratch.dir("overlay-work");
     let options = format!(
-        "lowerdir={},upperdir={}/user,workdir={},redirect_dir=follow,metacopy=on",
+        "lowerdir={},upperdir={}/user,workdir={},redirect_dir=on,metacopy=on",
         lower.display(),
         layer.display(),
         work.display()

@@ -45,11 +45,11 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a version of a directory, archive, OCI image or disk image
+    /// Make a version of a directory or an archive
     ///
-    /// SOURCE is dir:PATH, tar:FILE (also .gz, .zst, .xz; - is standard input), oci:DIR[:REF] or
-    /// disk:FILE[#PARTITION] (qcow2, raw, vmdk, vhdx). Without --parent the result is a base. With it, SOURCE is
-    /// the complete new tree, and the version stores one delta: exactly what differs from the parent.
+    /// SOURCE is dir:PATH or tar:FILE (also compressed by gzip, zstd or xz; - is standard input). Without
+    /// --parent the result is a base. With it, SOURCE is the complete new tree, and the version stores one
+    /// delta: exactly what differs from the parent.
     Import(Import),
     /// Make what a desktop's user layer changed the next delta of an image
     Commit(Commit),
@@ -69,7 +69,7 @@ pub enum Command {
     Untag(Version),
     /// Make a version with the same content in one layer
     Squash(NewTag),
-    /// Write a version's tree to a directory, archive, OCI image or disk image
+    /// Write a version's tree to a directory or an archive
     Export(Export),
     /// Mount a version read-only, as plain files
     Inspect(Inspect),
@@ -114,7 +114,7 @@ pub enum Command {
 /// `import`
 #[derive(Debug, Args)]
 pub struct Import {
-    /// Where the tree comes from: dir:, tar:, oci: or disk:
+    /// Where the tree comes from: dir: or tar:
     pub source: String,
     /// What the version is called
     #[arg(value_name = "IMAGE:TAG")]
@@ -214,7 +214,7 @@ pub struct Export {
     /// The version
     #[arg(value_name = "IMAGE:TAG")]
     pub version: String,
-    /// Where it goes: dir:, tar:, oci: or disk:
+    /// Where it goes: dir: or tar:
     pub dest: String,
 }
 

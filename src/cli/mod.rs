@@ -1,7 +1,7 @@
 //! What people and scripts see: arguments, tables, progress, JSON, exit statuses.
 //!
 //! Each command is a short function that calls the module that does the work, and says the result through
-//! [`Ui`]. Nothing is decided here that another front end would have to decide again.
+//! `Ui`. Nothing is decided here that another front end would have to decide again.
 
 pub mod args;
 

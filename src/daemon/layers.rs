@@ -8,7 +8,7 @@ use std::path::Path;
 use super::control::{Ask, ask};
 use super::{CommitRequest, Committed, Settled, UserChange};
 use crate::error::{Doing, Error, Result};
-use crate::layer::model::{Content, Draft, InodeId, ROOT, join};
+use crate::layer::model::{Draft, InodeId, ROOT, join};
 use crate::layer::stack::{Words, publish_version};
 use crate::layer::{encode, merge};
 use crate::store::desktops::{Choice, Desktop};
@@ -24,8 +24,17 @@ use crate::union::{Data, Settings, View};
 pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
     let tree = Tree::open(store, &desktop.state()?.current.version)?;
     let old = encode::decode(&tree.index)?;
-    // A file that the user owns counts as changed; it is not read to find out.
-    let mut own = |path: &[u8], _: &std::os::fd::OwnedFd, _: &sys::Stat| Ok(Digest::of(path));
+    // A file that was copied up and has the length that it had is read to find out. No other one is: any digest
+    // that no content has will do.
+    let mut own = |path: &[u8], handle: &std::os::fd::OwnedFd, stat: &sys::Stat| {
+        let below = tree.index.find(path)?;
+        if below.is_none_or(|n| !n.is_file() || n.size != stat.size) {
+            return Ok(Digest::of(path));
+        }
+        let shown = String::from_utf8_lossy(path);
+        let file = open_for_reading(handle).at("reading", &*shown)?;
+        Ok(Digest::of_reader(file).at("reading", &*shown)?.0)
+    };
     let new = lay_over(store, &tree, &desktop.user_layer()?, &mut own)?;
     let change = |(raw, letter): (Vec<u8>, char)| UserChange {
         path: String::from_utf8_lossy(&raw).into_owned(),
@@ -85,7 +94,17 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     };
     let view = View::new(store.clone(), objects, Some(user), tree, state.generation, settings).map_err(io)?;
     progress.begin("settling", None);
-    let done = view.settle(&|bytes| progress.advance(1, bytes)).map_err(io)?;
+    let mut at = Vec::new();
+    let done = view.settle(&mut at, &|bytes| progress.advance(1, bytes)).map_err(|e| {
+        let shown = String::from_utf8_lossy(&at);
+        match e.0 {
+            libc::EUCLEAN => Error::Damaged(format!(
+                "{shown} in the user layer has marks that cannot be right (`getfattr -d -m reroot` shows them); \
+                 what was settled before it stays so, the rest is as it was"
+            )),
+            errno => Error::Io(format!("settling {shown}"), std::io::Error::from_raw_os_error(errno)),
+        }
+    })?;
     view.sync().map_err(io)?;
     // Nothing stands on older versions any more.
     desktop.replace_pins(&BTreeSet::new())?;
@@ -157,7 +176,7 @@ pub fn commit(
     store.write_ref(image, tag, &version)?;
     let mut done = Committed { version, paths, new_bytes, reset: 0 };
     if request.reset {
-        done.reset = reset(store, desktop, version, image, tag, &delta, patterns.is_empty())?;
+        done.reset = reset(desktop, version, image, tag, &patterns)?;
     }
     audit::append(store, "commit", &done);
     Ok(done)
@@ -188,15 +207,7 @@ fn keep_only(delta: &mut Draft, old: &Draft, patterns: &[Pattern]) {
 
 /// Moves the desktop onto the new version and clears from the user layer what went into it. In this order: the
 /// view is the same before, between and after.
-fn reset(
-    store: &Store,
-    desktop: &Desktop,
-    version: Digest,
-    image: &str,
-    tag: &str,
-    delta: &Draft,
-    everything: bool,
-) -> Result<u64> {
+fn reset(desktop: &Desktop, version: Digest, image: &str, tag: &str, patterns: &[Pattern]) -> Result<u64> {
     {
         let held = desktop.lock()?;
         let mut state = desktop.state()?;
@@ -208,7 +219,7 @@ fn reset(
     let user = desktop.user_layer()?;
     let top = sys::open_dir(&user).at("opening the user layer", &user)?;
     let mut cleared = 0;
-    if everything {
+    if patterns.is_empty() {
         for (name, _) in sys::list(top.as_fd()).at("reading the user layer", &user)? {
             sys::remove_all_at(&top, &name).at("clearing the user layer", &user)?;
             cleared += 1;
@@ -221,24 +232,36 @@ fn reset(
         desktop.replace_pins(&BTreeSet::new())?;
         return Ok(cleared);
     }
-    for (path, id) in delta.walk().into_iter().rev() {
-        if path.is_empty() || delta.get(id).content == (Content::Dir { opaque: false }) {
-            continue;
-        }
-        let at = path.iter().rposition(|c| *c == b'/').map_or(0, |i| i + 1);
-        let (parent, name) = path.split_at(at);
-        let parent = parent.strip_suffix(b"/").unwrap_or(parent);
-        let dir = match sys::open_beneath(&top, parent, sys::Open::DirPath) {
-            Ok(dir) => dir,
-            // Beneath a directory that was cleared already.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => continue,
-            Err(e) => return Err(e).at("clearing", &user),
-        };
-        sys::remove_all_at(&dir, name).at("clearing", &user)?;
-        cleared += 1;
-    }
-    let _ = store;
+    clear_taken(&top, b"", patterns, &mut cleared).at("clearing the user layer", &user)?;
     Ok(cleared)
+}
+
+/// Removes what the patterns take. What lies in a directory that hides or replaces what is below it, and that
+/// stays, stays too: without it something else would show.
+fn clear_taken(
+    dir: &std::os::fd::OwnedFd,
+    path: &[u8],
+    patterns: &[Pattern],
+    cleared: &mut u64,
+) -> std::io::Result<()> {
+    let marks = crate::union::marks::Namespace::for_process();
+    let before = sys::stat(dir)?;
+    let names = sys::list(dir.as_fd())?;
+    for (name, format) in names {
+        let path = join(path, &name);
+        if patterns.iter().any(|p| p.takes(&path)) {
+            sys::remove_all_at(dir, &name)?;
+            *cleared += 1;
+        } else if format == libc::S_IFDIR {
+            let sub = sys::open_at(dir, &name, sys::Open::DirPath)?;
+            let found = marks.read(&sub)?;
+            if !found.opaque && found.pin.is_none() {
+                clear_taken(&sub, &path, patterns, cleared)?;
+            }
+        }
+    }
+    // The user did not touch the directory.
+    sys::set_times(dir, sys::SetTime::To(before.atime), sys::SetTime::To(before.mtime))
 }
 
 /// A shell pattern over whole paths: `*` and `?` do not cross `/`, `**` does, `[…]` is a set. A pattern that

@@ -109,13 +109,19 @@ fn log_path(store: &Store, request: &MountRequest) -> Result<PathBuf> {
     })
 }
 
-/// A daemon that was killed leaves a mount that answers nothing. The next one of that id clears it, once it has the
-/// claim: only then is the other certainly gone.
-pub(super) fn clear_dead_mount(store: &Store, id: &str) -> Result<()> {
-    if let Some(entry) = last_words(store, id)
+/// A daemon that was killed leaves a mount that answers nothing. Where it is this desktop's, or stands where this
+/// mount is to be, it is cleared.
+fn clear_dead_mount(store: &Store, request: &MountRequest) -> Result<()> {
+    if let Subject::Desktop(name) = &request.subject
+        && store.mounted(name)?.is_none()
+        && let Some(entry) = last_words(store, name)
         && is_dead(&entry.mountpoint)
     {
         detach(&entry.mountpoint, true)?;
+    }
+    let point = request.mountpoint.canonicalize().unwrap_or_else(|_| request.mountpoint.clone());
+    if is_dead(&point) {
+        detach(&point, true)?;
     }
     Ok(())
 }
@@ -128,9 +134,7 @@ fn last_words(store: &Store, id: &str) -> Option<MountEntry> {
 
 /// Whether a mount is there whose daemon is not.
 fn is_dead(point: &Path) -> bool {
-    // Not by its attributes: the kernel may still know them. How much space there is, it always asks for.
-    is_ours(point)
-        && crate::sys::fs::space_at(point).is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)))
+    is_ours(point) && sys::is_dead(point)
 }
 
 fn is_ours(point: &Path) -> bool {
@@ -167,7 +171,11 @@ pub fn unmount(store: &Store, target: &str) -> Result<MountEntry> {
         detach(&point, dead)?;
     }
     let begin = Instant::now();
-    while store.mounted(&entry.id)?.is_some_and(|e| e.pid == entry.pid) {
+    while store.mount_runs(&entry.id)? {
+        if store.mounted(&entry.id)?.is_some_and(|e| e.pid != entry.pid) {
+            // Mounted again already.
+            break;
+        }
         if begin.elapsed() > LAST_SYNC {
             return Err(Error::Failed(format!(
                 "{} is unmounted here, but its daemon (process {}) has not ended: something still uses the view, \
@@ -178,6 +186,7 @@ pub fn unmount(store: &Store, target: &str) -> Result<MountEntry> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    store.forget_mount(&entry.id);
     Ok(entry)
 }
 

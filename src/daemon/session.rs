@@ -153,7 +153,6 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         let place = store.mounted(&id).ok().flatten().map(|e| format!(" at {}", e.mountpoint.display()));
         Error::Failed(format!("{id} is mounted already{}", place.unwrap_or_default()))
     })?;
-    super::life::clear_dead_mount(&store, &id)?;
     process::clear_umask();
     process::raise_descriptor_limit();
 
@@ -191,6 +190,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let settings = Settings {
         read_only: request.options.read_only || user.is_none(),
         data: match request.options.data {
+            // The kernel takes backing files from root only.
+            _ if !process::is_root() => Data::Coherent,
             DataMode::Auto => Data::Auto,
             DataMode::Passthrough => Data::Passthrough,
             DataMode::Coherent => Data::Coherent,
@@ -261,6 +262,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     if let Err(e) = view.sync() {
         log::error!("the last sync of the user layer: error {}", e.0);
     }
+    // Other threads may still hold the claim; it ends with this process.
+    running.claim.withdraw();
     log::info!("{id} is unmounted");
     result.doing("serving the mount")
 }
@@ -356,10 +359,10 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
             since = Duration::ZERO;
             running.view.sweep();
             let writing = running.view.is_being_written();
-            if dirty.swap(false, Ordering::Relaxed) || writing {
-                if let Err(e) = running.view.sync() {
-                    log::error!("syncing the user layer: error {}", e.0);
-                }
+            if (dirty.swap(false, Ordering::Relaxed) || writing)
+                && let Err(e) = running.view.sync()
+            {
+                log::error!("syncing the user layer: error {}", e.0);
             }
         }
     }

@@ -132,8 +132,9 @@ fn target(store: &Store, desktop: &Desktop, state: &State, request: &SwapRequest
 
 /// Every object that the target newly needs must be in the store, whole.
 fn objects_are_there(store: &Store, new: &Tree, changes: &[Change]) -> Result<()> {
-    for change in changes {
-        let Some(node) = change.new.as_ref().filter(|n| n.is_file()) else { continue };
+    use rayon::prelude::*;
+    changes.par_iter().try_for_each(|change| {
+        let Some(node) = change.new.as_ref().filter(|n| n.is_file()) else { return Ok(()) };
         let digest = new.index.object(node)?;
         let path = store.object_path(&digest);
         let len = std::fs::metadata(&path).map(|m| m.len());
@@ -144,8 +145,8 @@ fn objects_are_there(store: &Store, new: &Tree, changes: &[Change]) -> Result<()
                 if len.is_ok() { "damaged" } else { "missing" }
             )));
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Swaps under a running mount.

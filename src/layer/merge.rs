@@ -164,6 +164,7 @@ mod tests {
     }
 
     /// What a person sees: every path with its attributes, and which paths are one file.
+    #[allow(clippy::type_complexity)]
     fn shown(draft: &Draft) -> Vec<(Vec<u8>, Meta, Content, Vec<Vec<u8>>)> {
         let groups = draft.paths();
         draft

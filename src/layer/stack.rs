@@ -138,13 +138,13 @@ pub fn publish_version(
 
 fn totals(draft: &Draft) -> (u64, u64) {
     let mut seen = HashSet::new();
-    let (mut paths, mut bytes) = (0, 0);
+    let (mut paths, mut bytes) = (0, 0u64);
     for (_, id) in draft.walk() {
         paths += 1;
         if let Content::File { size, .. } = draft.get(id).content
             && seen.insert(id)
         {
-            bytes += size;
+            bytes = bytes.saturating_add(size);
         }
     }
     (paths, bytes)

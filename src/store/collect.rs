@@ -309,6 +309,18 @@ impl Sweep {
                 }
             }
         }
+        for path in entries(&store.path("mounts"))? {
+            // What an `inspect` left whose daemon was killed: its id never comes back.
+            let Some(id) = name_of(&path).and_then(|n| n.strip_suffix(".lock").map(str::to_string)) else {
+                continue;
+            };
+            if id.starts_with('.') && !store.mount_runs(&id)? {
+                self.count += 1;
+                if !self.dry_run {
+                    store.forget_mount(&id);
+                }
+            }
+        }
         let mut dirs = vec![store.root().to_path_buf()];
         for part in super::PARTS {
             dirs.push(store.path(part));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Digest, Store, to_json};
 use crate::error::{Doing, Result};
 use crate::sys::lock::{self, Lock, Share};
-use crate::sys::publish::publish;
+use crate::sys::publish::publish_for_now;
 
 /// What a mount says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,7 +48,14 @@ impl MountClaim {
     pub fn describe(&self, entry: &MountEntry) -> Result<()> {
         let path = self.store.path("mounts").join(format!("{}.json", self.id));
         self.described.store(true, Ordering::Relaxed);
-        publish(&path, &to_json(entry)).at("writing", path)
+        publish_for_now(&path, &to_json(entry)).at("writing", path)
+    }
+}
+
+impl MountClaim {
+    /// The mount has ended: removes what it said of itself. The claim is held until it is dropped.
+    pub fn withdraw(&self) {
+        let _ = fs::remove_file(self.store.path("mounts").join(format!("{}.json", self.id)));
     }
 }
 
@@ -56,8 +63,7 @@ impl Drop for MountClaim {
     fn drop(&mut self) {
         // What a mount that was killed said of itself is still needed, by the next one: it clears what is left.
         if self.described.load(Ordering::Relaxed) {
-            let path = self.store.path("mounts").join(format!("{}.json", self.id));
-            let _ = fs::remove_file(path);
+            self.withdraw();
         }
     }
 }
@@ -81,15 +87,33 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether a mount of that id runs, begins or ends.
+    pub fn mount_runs(&self, id: &str) -> Result<bool> {
+        let path = self.path("mounts").join(format!("{id}.lock"));
+        Ok(path.exists() && lock::attempt(&path, Share::Shared).at("locking", &path)?.is_none())
+    }
+
+    /// Removes what a mount that does not run any more has left; the lock's file only where the id never comes
+    /// back, as those of `inspect` do not.
+    pub fn forget_mount(&self, id: &str) {
+        let path = self.path("mounts").join(format!("{id}.lock"));
+        if !path.exists() {
+            return;
+        }
+        if let Ok(Some(_held)) = lock::attempt(&path, Share::Exclusive) {
+            let _ = fs::remove_file(path.with_file_name(format!("{id}.json")));
+            if id.starts_with('.') {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+
     /// What a mount of that id says of itself, if it runs.
     pub fn mounted(&self, id: &str) -> Result<Option<MountEntry>> {
-        let dir = self.path("mounts");
-        let lock_path = dir.join(format!("{id}.lock"));
-        if !lock_path.exists()
-            || lock::attempt(&lock_path, Share::Shared).at("locking", &lock_path)?.is_some()
-        {
+        if !self.mount_runs(id)? {
             return Ok(None);
         }
+        let dir = self.path("mounts");
         match fs::read(dir.join(format!("{id}.json"))) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

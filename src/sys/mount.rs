@@ -175,6 +175,13 @@ pub fn unmount(point: &Path, lazy: bool) -> io::Result<()> {
     Ok(rm::unmount(point, flags)?)
 }
 
+/// Whether nobody serves the FUSE mount at `point` any more. Asked with `statfs(2)`, which the kernel never answers
+/// from what it remembers, as it does `stat(2)`.
+pub fn is_dead(point: &Path) -> bool {
+    use rustix::io::Errno;
+    matches!(rustix::fs::statfs(point), Err(Errno::NOTCONN | Errno::CONNABORTED))
+}
+
 /// A user name space that maps ids of the file system to ids of the view: for id-mapped mounts.
 /// Each range is (first id on disk, first id in the view, how many).
 pub fn user_namespace(uids: &[(u32, u32, u32)], gids: &[(u32, u32, u32)]) -> io::Result<OwnedFd> {

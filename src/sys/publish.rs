@@ -34,3 +34,14 @@ pub fn publish_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>)
     }
     result
 }
+
+/// As [`publish`] without waiting for the disk: for what means nothing after a restart of the machine.
+pub fn publish_for_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().ok_or_else(|| io::Error::other("a path without a directory"))?;
+    let temporary = dir.join(temporary_name());
+    let result = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}

@@ -35,7 +35,10 @@ pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
 pub fn list(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
     let path = proc_path(&fd);
     let mut small = [0u8; 1024];
-    let split = |b: &[u8]| b.split(|c| *c == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+    // XFS lists ACLs a second time under names of its own.
+    let own = |n: &[u8]| n.starts_with(b"trusted.SGI_ACL_");
+    let split =
+        |b: &[u8]| b.split(|c| *c == 0).filter(|n| !n.is_empty() && !own(n)).map(<[u8]>::to_vec).collect();
     match rfs::listxattr(path.as_c_str(), &mut small[..]) {
         Ok(n) => return Ok(split(small.get(..n).unwrap_or_default())),
         Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),

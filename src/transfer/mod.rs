@@ -1,6 +1,6 @@
 //! Import and export: directories and tar archives to versions, and back.
 //!
-//! Every reader makes one thing, a [`Harvest`]: a draft whose objects are in the store. What becomes of it,
+//! Every reader makes one thing, a `Harvest`: a draft whose objects are in the store. What becomes of it,
 //! a base, a delta or a full tree from an OCI delta, is decided here once. A failed import leaves no tag, no
 //! version and no temporary file; contents that were already stored for it stay until a collection, so that
 //! the next attempt need not read them again.

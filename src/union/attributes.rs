@@ -150,9 +150,9 @@ impl View {
     /// Attributes of a node. The caller holds `names`.
     pub(crate) fn attributes(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Attributes> {
         let lower = self.lower(pin, node)?;
-        let (upper, gone, ghost, file) = {
+        let (upper, gone, ghost, file, kept) = {
             let s = node.state();
-            (s.upper.clone(), s.gone, s.ghost, s.file.clone())
+            (s.upper.clone(), s.gone, s.ghost, s.file.clone(), s.kept.clone())
         };
         let Some(marks) = upper else {
             if gone && let Some(mut ghost) = ghost {
@@ -166,6 +166,8 @@ impl View {
         };
         let stat = if let Some(file) = file {
             sys::stat(&*file)?
+        } else if let Some(kept) = kept {
+            sys::stat(&*kept)?
         } else if gone {
             let mut ghost = ghost.ok_or(Fail(libc::ESTALE))?;
             ghost.nlink = 0;
@@ -323,7 +325,9 @@ impl View {
             self.note_changed(node, &fd, &Changed { mode: true, ..Changed::default() })?;
         }
         match crate::sys::xattr::remove(&fd, b"security.capability") {
-            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Err(e.into()),
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) => {
+                Err(e.into())
+            }
             _ => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::marks::{Changed, Found, Marks, PinMark};
-use super::node::Node;
+use super::node::{Name, Node};
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -285,10 +285,18 @@ impl View {
         let host = sys::stat_at(&user.work, temporary)?.ino;
         let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
         let mut left = names.len();
+        let mut kept = None;
         if gone {
             // Changed through a handle after its last name went: a file without a name.
+            kept = Some(Arc::new(sys::open_at(&user.work, temporary, Open::Path)?));
             sys::unlink_at(&user.work, temporary)?;
         }
+        let note = if left > 1 {
+            let path = |(parent, name): &Name| crate::layer::model::join(&self.path_of(parent), name);
+            Some(user.note_group(&names.iter().map(path).collect::<Vec<_>>())?)
+        } else {
+            None
+        };
         for (parent, name) in &names {
             left -= 1;
             let dir = self.upper_dir(parent)?;
@@ -306,6 +314,9 @@ impl View {
             })?;
         }
         let _ = sys::unlink_at(&user.work, temporary);
+        if let Some(note) = note {
+            user.end_group(&note)?;
+        }
         if fresh {
             self.leave_behind(node, &names, before);
             return Ok(());
@@ -314,6 +325,7 @@ impl View {
         state.upper = Some(marks.clone());
         state.host = Some(host);
         state.names.retain(|(p, n)| names.iter().any(|(q, m)| q.id == p.id && m == n));
+        state.kept = kept;
         let open = state.cached + state.passed > 0;
         if (gone || open) && state.owns_content() {
             state.file = file.map(Arc::new);
@@ -426,7 +438,7 @@ impl View {
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
-    fn names_to_copy(&self, node: &Arc<Node>) -> Answer<Vec<(Arc<Node>, Box<[u8]>)>> {
+    fn names_to_copy(&self, node: &Arc<Node>) -> Answer<Vec<Name>> {
         let pin = &self.pin();
         let (names, gone) = {
             let state = node.state();
@@ -437,12 +449,20 @@ impl View {
         }
         let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
-        if lower.entry.nlink > 1 && !lower.pinned {
+        if lower.entry.nlink > 1 {
             let index = &lower.tree.index;
+            let moved = if lower.pinned { moved_above(node) } else { None };
             for other in index.group(&lower.entry)? {
                 let parent = index.path(&index.node(other.parent)?)?;
                 let name = index.name(&other)?;
-                let Some(dir) = self.walk(pin, &parent)?.filter(|d| d.is_dir()) else { continue };
+                let dir = match &moved {
+                    None => self.walk(pin, &parent)?,
+                    Some((top, was)) => match beneath(&parent, was) {
+                        Some(rest) => self.walk_from(pin, top.clone(), rest)?,
+                        None => None,
+                    },
+                };
+                let Some(dir) = dir.filter(|d| d.is_dir()) else { continue };
                 if out.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
                     continue;
                 }
@@ -479,12 +499,11 @@ impl View {
         }
         let parent = {
             let _names = self.names.read();
-            if node.state().gone {
-                return Err(Fail(libc::ENOENT));
-            }
-            node.place()?.0
+            if node.state().gone { None } else { Some(node.place()?.0) }
         };
-        self.copy_up_dir(pin, &parent)?;
+        if let Some(parent) = parent {
+            self.copy_up_dir(pin, &parent)?;
+        }
         let _copying = node.copying.lock();
         if is_up(node) {
             return Ok(());
@@ -509,7 +528,12 @@ impl View {
                 xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
             let _names = self.names.read();
             if node.state().gone {
-                return Err(Fail(libc::ENOENT));
+                // Changed through a handle after its name went: a directory without a name.
+                sys::rmdir_at(&user.work, &temporary)?;
+                let mut state = node.state();
+                state.kept = Some(Arc::new(handle));
+                state.upper = Some(marks);
+                return Ok(());
             }
             let (parent, name) = node.place()?;
             let dir = self.upper_dir(&parent)?;
@@ -541,4 +565,22 @@ impl View {
         sys::set_times(&*fd, SetTime::To(before.atime), SetTime::To(before.mtime))?;
         result
     }
+}
+
+/// The moved directory in which a node lies, with its path in the version that it stands on.
+fn moved_above(node: &Node) -> Option<(Arc<Node>, Vec<u8>)> {
+    let mut at = node.place().ok()?.0;
+    loop {
+        let pin = at.state().upper.as_ref().and_then(|m| m.pin.clone());
+        if let Some(PinMark::Dir(_, _, path)) = pin {
+            return Some((at, path));
+        }
+        at = at.place().ok()?.0;
+    }
+}
+
+/// The part of `path` beneath the directory `top`.
+fn beneath<'a>(path: &'a [u8], top: &[u8]) -> Option<&'a [u8]> {
+    let rest = path.strip_prefix(top)?;
+    if rest.is_empty() || top.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::attributes::Attributes;
 use super::marks::Found;
-use super::node::{Node, born_number};
+use super::node::{Node, UNKNOWN, born_number};
 use super::{Answer, Fail, Pin, View};
 use crate::sys::fs as sys;
 
@@ -109,8 +109,16 @@ impl View {
             return Ok(below);
         }
         let mut merged: BTreeMap<Vec<u8>, Item> = below.into_iter().map(|i| (i.name.clone(), i)).collect();
-        for (name, _) in above {
-            match user.marks.probe(&*dir, &name)? {
+        for (name, format) in above {
+            let found = match user.marks.probe(&*dir, &name) {
+                Err(e) if e.raw_os_error() == Some(libc::EUCLEAN) => {
+                    // The name is listed; whoever looks at it hears what is wrong.
+                    merged.insert(name.clone(), Item { name, format, id: UNKNOWN });
+                    continue;
+                }
+                r => r?,
+            };
+            match found {
                 None => {}
                 Some(Found::Whiteout) => {
                     merged.remove(&name);

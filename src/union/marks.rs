@@ -117,6 +117,14 @@ pub enum PinMark {
 }
 
 impl PinMark {
+    /// Whether something of that type can stand on it.
+    pub fn fits(&self, format: u32) -> bool {
+        match self {
+            PinMark::Object(..) => format == libc::S_IFREG,
+            PinMark::Dir(..) => format == libc::S_IFDIR,
+        }
+    }
+
     /// The mark's value.
     pub fn encode(&self) -> Vec<u8> {
         match self {
@@ -137,7 +145,11 @@ impl PinMark {
         let first = digest(words.next())?;
         match kind {
             b"object" => {
-                let size = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+                let size = std::str::from_utf8(words.next()?)
+                    .ok()?
+                    .parse()
+                    .ok()
+                    .filter(|n| *n <= i64::MAX as u64)?;
                 words.next().is_none().then_some(PinMark::Object(first, size))
             }
             b"dir" => Some(PinMark::Dir(first, digest(words.next())?, words.next()?.to_vec())),
@@ -166,6 +178,7 @@ pub struct Marks {
 }
 
 /// What the user layer holds at a name.
+#[allow(clippy::large_enum_variant)] // Looked at and dropped; never kept.
 #[derive(Clone, Debug)]
 pub enum Found {
     /// The mark that nothing is there.
@@ -320,6 +333,7 @@ mod tests {
             assert_eq!(PinMark::decode(&pin.encode()), Some(pin));
         }
         assert_eq!(PinMark::decode(b"object x 1"), None);
+        assert_eq!(PinMark::decode(format!("object {d} {}", u64::MAX).as_bytes()), None);
         assert_eq!(Changed::decode(b"mood"), None);
     }
 

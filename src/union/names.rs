@@ -83,6 +83,9 @@ impl View {
         if name.len() > 255 {
             return Err(Fail(libc::ENAMETOOLONG));
         }
+        if dir.state().gone {
+            return Err(Fail(libc::ENOENT));
+        }
         self.copy_up_dir(pin, &dir)?;
         let _names = self.names.read();
         if dir.state().gone {
@@ -245,6 +248,7 @@ impl View {
         let ghost = self.attributes(pin, &node)?;
         let to = self.upper_dir(&dir)?;
         let below = self.below(pin, &dir, name)?.is_some();
+        let kept = self.keep(&node)?;
         match user.marks.probe(&*to, name)? {
             Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, false)?,
             Some(Found::Entry(..)) => sys::unlink_at(&*to, name)?,
@@ -253,7 +257,7 @@ impl View {
             None => return Err(Fail(libc::ENOENT)),
         }
         self.touched(&dir)?;
-        self.name_removed(&node, &dir, name, ghost);
+        self.name_removed(&node, &dir, name, ghost, kept);
         Ok(())
     }
 
@@ -272,6 +276,7 @@ impl View {
         let ghost = self.attributes(pin, &node)?;
         let to = self.upper_dir(&dir)?;
         let below = self.below(pin, &dir, name)?.is_some();
+        let kept = self.keep(&node)?;
         match user.marks.probe(&*to, name)? {
             Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, true)?,
             Some(Found::Entry(..)) => user.remove_dir(&*to, name)?,
@@ -282,7 +287,7 @@ impl View {
         user.drop_dir(node.id);
         self.touched(&dir)?;
         self.subdirs_changed(&dir, -1);
-        self.name_removed(&node, &dir, name, ghost);
+        self.name_removed(&node, &dir, name, ghost, kept);
         Ok(())
     }
 
@@ -304,11 +309,32 @@ impl View {
         Ok(node)
     }
 
-    fn name_removed(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8], ghost: Attributes) {
+    /// What is needed of a node should its last name go: handles can still change it.
+    fn keep(&self, node: &Arc<Node>) -> Answer<Option<Arc<OwnedFd>>> {
+        let has_upper = node.state().upper.is_some();
+        if !has_upper {
+            return Ok(None);
+        }
+        match self.upper_handle(node) {
+            // Better a file that cannot be changed through old handles than one that cannot be removed.
+            Err(Fail(libc::EMFILE | libc::ENFILE)) => Ok(None),
+            r => Ok(Some(Arc::new(r?))),
+        }
+    }
+
+    fn name_removed(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &[u8],
+        ghost: Attributes,
+        kept: Option<Arc<OwnedFd>>,
+    ) {
         if node.remove_name(dir.id, name) == 0 {
             let mut state = node.state();
             state.gone = true;
             state.ghost = Some(ghost);
+            state.kept = kept;
         }
     }
 
@@ -324,8 +350,11 @@ impl View {
             return Err(Fail(libc::ENAMETOOLONG));
         }
         let nameless = {
-            let state = node.state();
-            state.gone && !state.file.as_ref().is_some_and(|f| sys::stat(&**f).is_ok_and(|s| s.nlink > 0))
+            let (gone, kept) = {
+                let state = node.state();
+                (state.gone, state.kept.clone())
+            };
+            gone && !kept.is_some_and(|f| sys::stat(&*f).is_ok_and(|s| s.nlink > 0))
         };
         if nameless {
             return Err(Fail(libc::ENOENT));
@@ -372,13 +401,16 @@ impl View {
             return Err(Fail(libc::ENAMETOOLONG));
         }
         for _ in 0..16 {
+            if d2.state().gone {
+                return Err(Fail(libc::ENOENT));
+            }
             let (a, b) = {
                 let _names = self.names.read();
                 let a = self.child(pin, &d1, name)?.ok_or(Fail(libc::ENOENT))?;
                 let b = self.child(pin, &d2, new)?;
-                self.may_move(&a, &d1, name)?;
+                self.is_what_the_kernel_moves(&a, &d1, name)?;
                 if let Some(b) = b.as_ref().filter(|_| how == Replace::Exchange) {
-                    self.may_move(b, &d2, new)?;
+                    self.is_what_the_kernel_moves(b, &d2, new)?;
                 }
                 (a, b)
             };
@@ -387,6 +419,11 @@ impl View {
                 (None, Replace::Exchange) => return Err(Fail(libc::ENOENT)),
                 (Some(b), _) if b.id == a.id => return Ok(()),
                 _ => {}
+            }
+            {
+                // Before anything is brought up or pinned for a move that cannot be.
+                let _names = self.names.read();
+                self.may_move(pin, &a, b.as_ref(), &d1, &d2, how)?;
             }
             self.copy_up_dir(pin, &d1)?;
             self.copy_up_dir(pin, &d2)?;
@@ -424,6 +461,7 @@ impl View {
         };
         let pinned = node.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
         let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
+        self.bring_links(pin, node, &lower)?;
         let index = &lower.tree.index;
         let mark =
             PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
@@ -444,18 +482,68 @@ impl View {
         Ok(())
     }
 
+    /// Hard-linked files of the stack beneath a directory that is about to be moved come up with all their
+    /// names: beneath a pin they could not be found by the paths of their group any more.
+    fn bring_links(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower) -> Answer<()> {
+        let index = &lower.tree.index;
+        for at in index.children(&lower.entry)? {
+            let entry = index.node(at)?;
+            if !entry.is_dir() && entry.nlink < 2 {
+                continue;
+            }
+            let found = {
+                let _names = self.names.read();
+                self.child(pin, dir, index.name(&entry)?)?
+            };
+            let Some(node) = found else { continue };
+            let below = {
+                let _names = self.names.read();
+                self.lower(pin, &node)?
+            };
+            match below {
+                Some(below) if node.is_dir() && entry.is_dir() => self.bring_links(pin, &node, &below)?,
+                Some(_) if !node.is_dir() => self.copy_up(pin, &node, Depth::Pin)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the types allow a move. The caller holds `names`.
+    fn may_move(
+        &self,
+        pin: &Pin,
+        a: &Arc<Node>,
+        b: Option<&Arc<Node>>,
+        d1: &Arc<Node>,
+        d2: &Arc<Node>,
+        how: Replace,
+    ) -> Answer<()> {
+        if a.holds(d2) {
+            return Err(Fail(libc::EINVAL));
+        }
+        let Some(b) = b else { return Ok(()) };
+        if how == Replace::Exchange {
+            return if b.holds(d1) { Err(Fail(libc::EINVAL)) } else { Ok(()) };
+        }
+        match (a.is_dir(), b.is_dir()) {
+            (true, false) => Err(Fail(libc::ENOTDIR)),
+            (false, true) => Err(Fail(libc::EISDIR)),
+            (true, true) if !self.is_empty_dir(pin, b)? => Err(Fail(libc::ENOTEMPTY)),
+            _ => Ok(()),
+        }
+    }
+
     /// The move itself. The caller holds `names` for writing.
     fn move_name(&self, pin: &Pin, m: &Move<'_>) -> Answer<()> {
         let user = self.writable()?;
+        self.may_move(pin, &m.a, m.b.as_ref(), m.d1, m.d2, m.how)?;
         let (from, to) = (self.upper_dir(m.d1)?, self.upper_dir(m.d2)?);
         let below1 = self.below(pin, m.d1, m.name)?;
         let below2 = self.below(pin, m.d2, m.new)?;
         let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.entry.is_dir());
         if m.how == Replace::Exchange {
             let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
-            if m.a.holds(m.d2) || b.holds(m.d1) {
-                return Err(Fail(libc::EINVAL));
-            }
             if over_dir(&below2) {
                 self.close_below(&m.a)?;
             }
@@ -475,19 +563,10 @@ impl View {
             self.touched(m.d1)?;
             return self.touched(m.d2);
         }
-        let mut ghost = None;
-        if let Some(b) = &m.b {
-            match (m.a.is_dir(), b.is_dir()) {
-                (true, false) => return Err(Fail(libc::ENOTDIR)),
-                (false, true) => return Err(Fail(libc::EISDIR)),
-                (true, true) if !self.is_empty_dir(pin, b)? => return Err(Fail(libc::ENOTEMPTY)),
-                _ => {}
-            }
-            ghost = Some(self.attributes(pin, b)?);
-        }
-        if m.a.holds(m.d2) {
-            return Err(Fail(libc::EINVAL));
-        }
+        let ghost = match &m.b {
+            Some(b) => Some((self.attributes(pin, b)?, self.keep(b)?)),
+            None => None,
+        };
         let found = user.marks.probe(&*to, m.new)?;
         let leave = if below1.is_some() { Rename::Whiteout } else { Rename::Replace };
         if m.a.is_dir() {
@@ -519,12 +598,12 @@ impl View {
         } else {
             sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
         }
-        if let (Some(b), Some(ghost)) = (&m.b, ghost) {
+        if let (Some(b), Some((ghost, kept))) = (&m.b, ghost) {
             if b.is_dir() {
                 user.drop_dir(b.id);
                 self.subdirs_changed(m.d2, -1);
             }
-            self.name_removed(b, m.d2, m.new, ghost);
+            self.name_removed(b, m.d2, m.new, ghost, kept);
         }
         self.moved(&m.a, m.d1, m.name, m.d2, m.new);
         self.moved_untold(&m.a, m.d2, m.new);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ use crate::sys::fs::Stat;
 pub const ROOT: u64 = 1;
 /// Numbers of what was born in the user layer: this and the host's inode number.
 pub const BORN: u64 = crate::layer::encode::NUMBER_LIMIT;
+
+/// A number that nothing ever has: no host's inode number is 0.
+pub const UNKNOWN: u64 = BORN;
 
 /// The number of something that was born in the user layer.
 pub fn born_number(stat: &Stat) -> u64 {
@@ -44,11 +48,14 @@ pub struct Node {
     state: Mutex<State>,
 }
 
+/// A name: the directory and the name in it.
+pub type Name = (Arc<Node>, Box<[u8]>);
+
 /// What is known of a node and may change.
 #[derive(Debug, Default)]
 pub struct State {
     /// Where it stands: directory and name; several for hard links that were looked up.
-    pub names: Vec<(Arc<Node>, Box<[u8]>)>,
+    pub names: Vec<Name>,
     /// Its part in the stack.
     pub lower: Option<Lower>,
     /// The generation that `lower` is right for.
@@ -63,6 +70,8 @@ pub struct State {
     pub gone: bool,
     /// The last attributes of a node that is gone.
     pub ghost: Option<Attributes>,
+    /// The user layer's part of a node that is gone, which cannot be reached by a name any more.
+    pub kept: Option<Arc<OwnedFd>>,
     /// The user's file while it is open.
     pub file: Option<Arc<File>>,
     /// The stack's object while it is read through the daemon.
@@ -129,6 +138,7 @@ impl Node {
     pub fn add_name(&self, parent: &Arc<Node>, name: &[u8]) {
         let mut state = self.state();
         state.gone = false;
+        state.kept = None;
         if self.is_dir() {
             let known = state.names.first().is_some_and(|(p, n)| p.id == parent.id && **n == *name);
             if !known {

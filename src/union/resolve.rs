@@ -203,6 +203,10 @@ impl View {
                 None => return Ok(None),
             }
         } else {
+            if marks.pin.as_ref().is_some_and(|p| !p.fits(format)) {
+                log::error!("a file of the user layer has a pin that does not fit it");
+                return Err(Fail(libc::EUCLEAN));
+            }
             lower = None;
             id = marks.number.unwrap_or_else(|| born_number(stat));
         }
@@ -339,6 +343,9 @@ impl View {
         if node.id == ROOT {
             return Ok(user.top.clone());
         }
+        if let Some(fd) = node.state().kept.clone() {
+            return Ok(fd);
+        }
         if let Some(fd) = user.kept_dir(node.id) {
             return Ok(fd);
         }
@@ -349,9 +356,15 @@ impl View {
 
     /// A descriptor (`O_PATH`) of a node's part in the user layer. The caller holds `names`.
     pub(crate) fn upper_handle(&self, node: &Arc<Node>) -> Answer<OwnedFd> {
-        let file = node.state().file.clone();
+        let (file, kept) = {
+            let state = node.state();
+            (state.file.clone(), state.kept.clone())
+        };
         if let Some(file) = file {
             return Ok(file.try_clone()?.into());
+        }
+        if let Some(kept) = kept {
+            return Ok(kept.try_clone()?);
         }
         if node.is_dir() {
             return Ok(self.upper_dir(node)?.try_clone()?);
@@ -428,7 +441,12 @@ impl View {
 
     /// The node at a path of the view. The caller holds `names`.
     pub(crate) fn walk(&self, pin: &Pin, path: &[u8]) -> Answer<Option<Arc<Node>>> {
-        let mut at = self.nodes.root().clone();
+        self.walk_from(pin, self.nodes.root().clone(), path)
+    }
+
+    /// The node at a path beneath a directory. The caller holds `names`.
+    pub(crate) fn walk_from(&self, pin: &Pin, top: Arc<Node>, path: &[u8]) -> Answer<Option<Arc<Node>>> {
+        let mut at = top;
         for name in path.split(|c| *c == b'/').filter(|n| !n.is_empty()) {
             if !at.is_dir() {
                 return Ok(None);
@@ -458,7 +476,8 @@ impl View {
             {
                 continue;
             }
-            let Some(node) = self.child(pin, dir, &name)? else { continue };
+            // One that is damaged does not hide the others.
+            let Ok(Some(node)) = self.child(pin, dir, &name) else { continue };
             if node.id == id {
                 return Ok(Some(node));
             }

@@ -31,7 +31,11 @@ pub fn lay_over(
     let mut draft = encode::decode(&tree.index)?;
     let top = sys::open_dir(user).at("opening the user layer", user)?;
     let marks = Namespace::for_process();
-    let own = marks.read(&top).at("reading", user)?;
+    let mut own = marks.read(&top).at("reading", user)?;
+    if own.follows.is_none() && sys::list(top.as_fd()).at("reading", user)?.is_empty() {
+        // Never mounted: the first mount marks it so.
+        own.follows = Some(Changed::default());
+    }
     let mut work = Laying { store, marks, draft: &mut draft, content, links: HashMap::new() };
     let stat = sys::stat(&top).at("reading", user)?;
     work.attributes(ROOT, &top, &stat, &own, true)?;
@@ -60,7 +64,7 @@ impl Laying<'_, '_> {
             let below = self.draft.get(to).children.get(&name).copied();
             let path = join(path, &name);
             let shown = String::from_utf8_lossy(&path).into_owned();
-            match self.marks.probe(fd, &name).at("reading", &shown)? {
+            match self.marks.probe(fd, &name).map_err(|e| unreadable(&shown, e))? {
                 None => {}
                 Some(Found::Whiteout) => {
                     self.draft.get_mut(to).children.remove(&name);
@@ -69,7 +73,7 @@ impl Laying<'_, '_> {
                     let sub = sys::open_at(fd, &name, Open::DirPath).at("opening", &shown)?;
                     let merged = below.filter(|b| self.draft.get(*b).content.is_dir());
                     let (id, has_lower) = match (&marks.pin, merged) {
-                        (Some(pin), _) => (self.pinned_dir(pin)?, true),
+                        (Some(pin), _) => (self.pinned_dir(pin, &shown)?, true),
                         (None, Some(id)) if !marks.opaque => (id, true),
                         _ => (self.draft.add(Meta::default(), Content::Dir { opaque: false }), false),
                     };
@@ -114,8 +118,17 @@ impl Laying<'_, '_> {
         } else {
             let content = match (format, &marks.pin) {
                 (libc::S_IFREG, Some(PinMark::Object(object, size))) => {
+                    let there =
+                        std::fs::metadata(self.store.object_path(object)).is_ok_and(|m| m.len() == *size);
+                    if !there {
+                        return Err(damaged(
+                            &shown,
+                            &format!("a pin on {object}, which the store does not hold"),
+                        ));
+                    }
                     Content::File { object: *object, size: *size }
                 }
+                (_, Some(_)) => return Err(damaged(&shown, "a pin that does not fit it")),
                 (libc::S_IFREG, _) => {
                     Content::File { object: (self.content)(path, &handle, stat)?, size: stat.size }
                 }
@@ -153,10 +166,10 @@ impl Laying<'_, '_> {
         let mut on_disk = BTreeMap::new();
         for name in xattr::list(fd).doing("reading extended attributes")? {
             let Some(shown) = self.marks.unescape(&name) else { continue };
-            if whole || changed.xattrs.contains(&shown) {
-                if let Some(value) = xattr::get(fd, &name).doing("reading extended attributes")? {
-                    on_disk.insert(shown, value);
-                }
+            if (whole || changed.xattrs.contains(&shown))
+                && let Some(value) = xattr::get(fd, &name).doing("reading extended attributes")?
+            {
+                on_disk.insert(shown, value);
             }
         }
         let meta = &mut self.draft.get_mut(id).meta;
@@ -182,12 +195,12 @@ impl Laying<'_, '_> {
     }
 
     /// A directory of another version, with everything beneath it.
-    fn pinned_dir(&mut self, pin: &PinMark) -> Result<InodeId> {
-        let gone = || {
-            Error::Damaged("the user layer has a pin on a directory that its version does not have".into())
+    fn pinned_dir(&mut self, pin: &PinMark, shown: &str) -> Result<InodeId> {
+        let gone = || damaged(shown, "a pin on a directory that its version does not have");
+        let PinMark::Dir(version, digest, path) = pin else {
+            return Err(damaged(shown, "a pin that does not fit it"));
         };
-        let PinMark::Dir(version, digest, path) = pin else { return Err(gone()) };
-        let tree = Tree::open(self.store, version)?;
+        let tree = Tree::open(self.store, version).map_err(|e| damaged(shown, &format!("a pin, but {e}")))?;
         let node = tree.index.find(path)?.filter(TreeNode::is_dir).ok_or_else(gone)?;
         if tree.index.dir_digest(&node)? != *digest {
             return Err(gone());
@@ -196,6 +209,20 @@ impl Laying<'_, '_> {
         let mut groups = HashMap::new();
         copy_subtree(&tree.index, &node, self.draft, id, &mut groups)?;
         Ok(id)
+    }
+}
+
+/// The error for a path of the user layer whose marks make no sense.
+fn damaged(shown: &str, what: &str) -> Error {
+    Error::Damaged(format!("{shown} in the user layer has {what}"))
+}
+
+fn unreadable(shown: &str, e: std::io::Error) -> Error {
+    match e.raw_os_error() {
+        Some(libc::EUCLEAN) => {
+            damaged(shown, "a mark that cannot be read (`getfattr -d -m reroot` shows them)")
+        }
+        _ => Error::Io(format!("reading {shown}"), e),
     }
 }
 
@@ -269,11 +296,12 @@ pub struct Settling {
 impl View {
     /// Completes what is lazy: moved files and directories get their content, what follows the stack gets the
     /// attributes that it shows. Afterwards the user layer is plain overlayfs format over this version.
-    pub fn settle(&self, each: &dyn Fn(u64)) -> Answer<Settling> {
+    /// When it fails, `at` is the path that it failed at.
+    pub fn settle(&self, at: &mut Vec<u8>, each: &dyn Fn(u64)) -> Answer<Settling> {
         let pin = self.pin();
         let mut out = Settling::default();
         let root = self.nodes.root().clone();
-        self.settle_dir(&pin, &root, b"", &mut out, each)?;
+        self.settle_dir(&pin, &root, at, &mut out, each)?;
         Ok(out)
     }
 
@@ -281,16 +309,18 @@ impl View {
         &self,
         pin: &Pin,
         dir: &Arc<Node>,
-        path: &[u8],
+        at: &mut Vec<u8>,
         out: &mut Settling,
         each: &dyn Fn(u64),
     ) -> Answer<()> {
         let user = self.writable()?;
         let fd = self.upper_dir(dir)?;
+        let path = at.clone();
         let pinned = dir.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
         if pinned {
             // Everything in it comes up, then it hides what is below instead of standing on a version.
             for item in self.list(pin, dir)? {
+                *at = join(&path, &item.name);
                 let node = self.child(pin, dir, &item.name)?.ok_or(Fail(libc::EIO))?;
                 self.copy_up(pin, &node, Depth::Attributes)?;
                 if node.is_dir() {
@@ -301,29 +331,43 @@ impl View {
             }
         }
         for (name, _) in sys::list(fd.as_fd())? {
+            let path = join(&path, &name);
+            at.clone_from(&path);
             let Some(Found::Entry(_, marks)) = user.marks.probe(&*fd, &name)? else { continue };
-            let path = join(path, &name);
             let Some(node) = self.child(pin, dir, &name)? else {
-                user.set_aside(&*fd, &name, &path)?;
+                self.keeping_times(dir, || Ok(user.set_aside(&*fd, &name, &path)?))?;
                 out.aside += 1;
                 continue;
             };
             if node.state().upper.is_none() {
-                user.set_aside(&*fd, &name, &path)?;
+                self.keeping_times(dir, || Ok(user.set_aside(&*fd, &name, &path)?))?;
                 out.aside += 1;
             } else if node.is_dir() {
-                self.settle_dir(pin, &node, &path, out, each)?;
+                self.settle_dir(pin, &node, at, out, each)?;
             } else if marks.pin.is_some() {
                 self.complete(pin, &node, out, each)?;
             } else if marks.follows.is_some() {
                 self.write_shown(pin, &node)?;
             }
         }
+        *at = path;
         self.write_shown(pin, dir)?;
         if pinned {
             user.marks.set_overlay(&*fd, "opaque", b"y")?;
             user.marks.clear(&*fd, &user.marks.own("meta"))?;
             user.marks.clear(&*fd, &user.marks.own("pin"))?;
+        }
+        if pinned || self.lower(pin, dir)?.is_none() {
+            // The kernel's overlayfs lists whiteouts where it has nothing to merge. Last: until the directory is
+            // opaque they hide what it stands on.
+            self.keeping_times(dir, || {
+                for (name, _) in sys::list(fd.as_fd())? {
+                    if let Some(Found::Whiteout) = user.marks.probe(&*fd, &name)? {
+                        sys::unlink_at(&*fd, &name)?;
+                    }
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }

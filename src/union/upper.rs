@@ -24,6 +24,9 @@ const OPEN_DIRS: usize = 512;
 /// Names in the work directory that this program makes begin so; the rest is not ours.
 const TEMPORARY: &str = "#";
 
+/// Names of notes in the work directory about hard-link groups begin so.
+const GROUP: &str = "group";
+
 /// A user layer, open for reading and writing.
 #[derive(Debug)]
 pub struct UserLayer {
@@ -67,10 +70,66 @@ impl UserLayer {
             desktop: desktop.clone(),
             pins: Mutex::new(desktop.pins()?.into_iter().collect()),
         };
+        layer.finish_groups().at("finishing a copy-up in", &user)?;
         layer.clear_work().at("clearing the work directory", &work)?;
         layer.check_marks(&user)?;
         layer.begin().at("preparing the user layer", &user)?;
         Ok(layer)
+    }
+
+    /// Notes that a hard-link group is being copied up under these paths, so that a crash in between does not
+    /// split it. The note goes when all names are there.
+    pub fn note_group(&self, paths: &[Vec<u8>]) -> io::Result<Vec<u8>> {
+        use std::io::Write;
+        let name = [GROUP.as_bytes(), &self.temporary_name()].concat();
+        let mut file = sys::create_at(&self.work, &name, 0o600)?;
+        for path in paths {
+            file.write_all(path)?;
+            file.write_all(b"\0")?;
+        }
+        // A note that was cut off does not end with an empty path.
+        file.write_all(b"\0")?;
+        Ok(name)
+    }
+
+    /// All names of the group are there, or none will be.
+    pub fn end_group(&self, note: &[u8]) -> io::Result<()> {
+        sys::unlink_at(&self.work, note)
+    }
+
+    /// Gives groups whose copy-up was cut off the names that are missing.
+    fn finish_groups(&self) -> io::Result<()> {
+        use std::io::Read;
+        for (note, _) in sys::list(self.work.as_fd())? {
+            if !note.starts_with(GROUP.as_bytes()) {
+                continue;
+            }
+            let mut text = Vec::new();
+            File::from(sys::open_at(&self.work, &note, Open::Read)?).read_to_end(&mut text)?;
+            if let Some(paths) = text.strip_suffix(b"\0\0") {
+                let paths: Vec<&[u8]> = paths.split(|c| *c == 0).collect();
+                let mut found: Option<OwnedFd> = None;
+                let mut missing = Vec::new();
+                for path in paths {
+                    let at = path.iter().rposition(|c| *c == b'/').map_or(0, |i| i + 1);
+                    let (parent, name) = path.split_at(at);
+                    // A directory that is not there holds none of the names.
+                    let Ok(dir) = sys::open_beneath(&*self.top, parent, Open::DirPath) else { continue };
+                    match sys::open_at(&dir, name, Open::Path) {
+                        Ok(fd) => found = found.or(Some(fd)),
+                        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => missing.push((dir, name)),
+                        Err(e) => return Err(e),
+                    }
+                }
+                if let Some(fd) = found {
+                    for (dir, name) in missing {
+                        sys::link_fd(&fd, &dir, name)?;
+                    }
+                }
+            }
+            self.end_group(&note)?;
+        }
+        Ok(())
     }
 
     fn clear_work(&self) -> io::Result<()> {
@@ -231,5 +290,37 @@ impl UserLayer {
     /// Writes all of it to its disk.
     pub fn sync(&self) -> io::Result<()> {
         sys::sync_fs(&*self.top)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::desktops::Choice;
+
+    #[test]
+    fn a_hard_link_group_whose_copy_up_was_cut_off_is_whole_after_the_next_open() {
+        let dir = std::env::temp_dir().join(format!("reroot-group-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let store = Store::open(&dir).unwrap();
+        let choice = Choice { version: Digest::of(b""), tag: None };
+        let desktop = store.create_desktop("d", "i", choice, None, Default::default()).unwrap();
+        let user = desktop.user_layer().unwrap();
+        std::fs::create_dir(user.join("sub")).unwrap();
+        {
+            let layer = UserLayer::open(&desktop).unwrap();
+            let paths = [b"a".to_vec(), b"sub/b".to_vec(), b"gone/c".to_vec()];
+            layer.note_group(&paths).unwrap();
+            std::fs::write(user.join("sub/b"), "content").unwrap();
+            // A note that was cut off says nothing.
+            std::fs::write(desktop.work_dir().unwrap().join("group#9"), "a\0x").unwrap();
+        }
+        UserLayer::open(&desktop).unwrap();
+        assert_eq!(std::fs::read(user.join("a")).unwrap(), b"content");
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(user.join("a")).unwrap().nlink(), 2);
+        assert_eq!(std::fs::read_dir(desktop.work_dir().unwrap()).unwrap().count(), 0);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -28,7 +28,16 @@ impl View {
             });
         }
         let user = self.user.as_ref().ok_or(Fail(libc::EIO))?;
+        if self.is_unreachable(node) {
+            return Ok(None);
+        }
         Ok(xattr::get(self.upper_handle(node)?, &user.marks.escape(name))?)
+    }
+
+    /// It has no name, and nothing was kept of it.
+    fn is_unreachable(&self, node: &Node) -> bool {
+        let state = node.state();
+        state.gone && state.file.is_none() && state.kept.is_none()
     }
 
     fn index_has(&self, lower: &Lower) -> bool {
@@ -73,7 +82,7 @@ impl View {
         }
         let has_upper = node.state().upper.is_some();
         if has_upper && let Some(user) = &self.user {
-            if node.state().gone && node.state().file.is_none() {
+            if self.is_unreachable(node) {
                 return Ok(out);
             }
             let handle = self.upper_handle(node)?;
@@ -136,7 +145,9 @@ impl View {
         {
             let _names = self.names.read();
             if self.xattr(pin, &node, name)?.is_none() {
-                return Err(Fail(libc::ENODATA));
+                // That there is no ACL is what removing one asks for (`posix_acl_xattr_set` of the kernel).
+                let acl = name == ACCESS_ACL || name == DEFAULT_ACL;
+                return if acl { Ok(()) } else { Err(Fail(libc::ENODATA)) };
             }
         }
         let pins = node.is_file() && name.starts_with(b"security.");

@@ -5,6 +5,8 @@
 //! goes through [`within`] or [`sh`], which give up after a while.
 #![allow(dead_code)] // Each test program uses a part of this.
 
+pub mod changes;
+pub mod desk;
 pub mod disk;
 pub mod program;
 pub mod scratch;

@@ -1,0 +1,386 @@
+//! Operations on a directory tree, made at random and done alike on any root.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self as rfs, AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, XattrFlags};
+
+/// A source of numbers that one seed determines (xorshift64*).
+#[derive(Clone, Debug)]
+pub struct Chance(u64);
+
+impl Chance {
+    pub fn new(seed: u64) -> Chance {
+        Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+}
+
+/// How many handles a side may hold.
+pub const HANDLES: usize = 6;
+
+type Name = String;
+
+/// One operation; paths are relative to the root.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    Mkdir(Name, u32),
+    Rmdir(Name),
+    Create(Name, u32),
+    Write(Name, u64, u8, usize),
+    Append(Name, u8, usize),
+    Truncate(Name, u64),
+    Empty(Name),
+    Unlink(Name),
+    Rename(Name, Name, u32),
+    Link(Name, Name),
+    Symlink(Name, Name),
+    Chmod(Name, u32),
+    Chown(Name, Option<u32>, Option<u32>),
+    Times(Name, Option<i64>, Option<i64>),
+    SetXattr(Name, &'static str, Vec<u8>, u32),
+    RemoveXattr(Name, &'static str),
+    Mknod(Name, u32, u32, u32),
+    Open(usize, Name, i32),
+    Close(usize),
+    Stat(usize),
+    ReadAt(usize, u64, usize),
+    WriteAt(usize, u64, u8, usize),
+    Resize(usize, u64),
+    Allocate(usize, u32, u64, u64),
+    CopyRange(usize, u64, usize, u64, usize),
+    HandleChmod(usize, u32),
+    HandleChown(usize, u32),
+    HandleXattr(usize, &'static str, Vec<u8>),
+    HandleTimes(usize, i64),
+    HandleMkdir(usize, Name),
+    HandleLink(usize, Name),
+    HandleList(usize),
+    List(Name),
+    StatPath(Name),
+    Readlink(Name),
+    /// Unmounts and mounts the view; all handles are closed before.
+    Remount,
+    /// The kernel forgets what it can.
+    DropCaches,
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const XATTRS: [&str; 6] =
+    ["user.x", "user.y", "trusted.t", "trusted.overlay.opaque", "security.s", "trusted.reroot.pin"];
+const ACL: &str = "system.posix_acl_access";
+const DEFAULT: &str = "system.posix_acl_default";
+
+/// An ACL with a named user, as the kernel encodes it (acl(5); `linux/posix_acl_xattr.h`).
+fn acl(user: u16, mask: u16) -> Vec<u8> {
+    let mut out = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in [
+        (1u16, 7u16, u32::MAX),
+        (2, user, 1234),
+        (4, 5, u32::MAX),
+        (0x10, mask, u32::MAX),
+        (0x20, 4, u32::MAX),
+    ] {
+        out.extend(tag.to_le_bytes());
+        out.extend(perm.to_le_bytes());
+        out.extend(id.to_le_bytes());
+    }
+    out
+}
+
+impl Operation {
+    /// A random one. `known` are paths that existed a short while ago.
+    pub fn random(chance: &mut Chance, known: &[String]) -> Operation {
+        use Operation as O;
+        let path = |c: &mut Chance| -> String {
+            if !known.is_empty() && c.below(10) < 6 {
+                return known[c.below(known.len())].clone();
+            }
+            let depth = c.pick(&[1, 1, 2, 2, 3]);
+            (0..depth).map(|_| c.pick(&NAMES)).collect::<Vec<_>>().join("/")
+        };
+        let byte = |c: &mut Chance| b'a' + c.below(26) as u8;
+        let mode =
+            |c: &mut Chance| c.pick(&[0o644, 0o600, 0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o640, 0o2775]);
+        let value = |c: &mut Chance| {
+            let length = c.pick(&[0, 1, 5, 40, 300]);
+            vec![byte(c); length]
+        };
+        let offset = |c: &mut Chance| c.pick(&[0u64, 1, 5, 100, 4095, 4096, 10_000]);
+        let length = |c: &mut Chance| c.pick(&[1usize, 3, 100, 4096, 9000]);
+        let slot = chance.below(HANDLES);
+        let c = chance;
+        // The root of the view is a mount point, which can neither be removed nor moved.
+        let inner = |c: &mut Chance| Some(path(c)).filter(|p| !p.is_empty()).unwrap_or_else(|| "a".into());
+        match c.below(105) {
+            0..=6 => O::Mkdir(path(c), mode(c)),
+            7..=10 => O::Rmdir(inner(c)),
+            11..=15 => O::Create(path(c), mode(c)),
+            16..=19 => O::Write(path(c), offset(c), byte(c), length(c)),
+            20..=21 => O::Append(path(c), byte(c), length(c)),
+            22..=23 => O::Truncate(path(c), c.pick(&[0, 1, 5000])),
+            24 => O::Empty(path(c)),
+            25..=31 => O::Unlink(inner(c)),
+            32..=43 => O::Rename(inner(c), inner(c), c.pick(&[0, 0, 0, 1, 2, 2])),
+            44..=49 => O::Link(inner(c), inner(c)),
+            50..=51 => O::Symlink((c.pick(&["a", "b/c", "a/b", "d", "nothing"])).to_string(), path(c)),
+            52..=54 => O::Chmod(path(c), mode(c)),
+            55..=57 => {
+                let mut id = || c.pick(&[None, Some(0), Some(1234), Some(77)]);
+                let (uid, gid) = (id(), id());
+                O::Chown(path(c), uid, gid)
+            }
+            58..=59 => {
+                let mut time = || c.pick(&[None, Some(1_000_000_000), Some(1_234_567_890), Some(-5)]);
+                let (a, m) = (time(), time());
+                O::Times(path(c), a, m)
+            }
+            60..=63 => O::SetXattr(path(c), c.pick(&XATTRS), value(c), c.pick(&[0, 0, 1, 2])),
+            64 => O::SetXattr(path(c), ACL, acl(c.pick(&[0, 6, 7]), c.pick(&[0, 4, 7])), 0),
+            65 => O::SetXattr(path(c), DEFAULT, acl(c.pick(&[0, 6, 7]), c.pick(&[0, 4, 7])), 0),
+            66 => O::RemoveXattr(path(c), c.pick(&[ACL, DEFAULT])),
+            67 => O::RemoveXattr(path(c), c.pick(&XATTRS)),
+            68..=70 => {
+                let (kind, major, minor) = c.pick(&[
+                    (libc::S_IFCHR, 0, 0),
+                    (libc::S_IFCHR, 1, 3),
+                    (libc::S_IFIFO, 0, 0),
+                    (libc::S_IFSOCK, 0, 0),
+                    (libc::S_IFBLK, 7, 0),
+                ]);
+                O::Mknod(path(c), kind | 0o640, major, minor)
+            }
+            71..=77 => O::Open(
+                slot,
+                path(c),
+                c.pick(&[
+                    libc::O_RDONLY,
+                    libc::O_RDONLY,
+                    libc::O_RDWR,
+                    libc::O_RDWR,
+                    libc::O_RDWR | libc::O_APPEND,
+                    libc::O_RDWR | libc::O_TRUNC,
+                    libc::O_RDWR | libc::O_CREAT,
+                    libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+                    libc::O_RDONLY | libc::O_DIRECTORY,
+                    libc::O_RDONLY | libc::O_DIRECTORY,
+                ]),
+            ),
+            78 => O::Close(slot),
+            79..=81 => O::Stat(slot),
+            82..=83 => O::ReadAt(slot, offset(c), length(c)),
+            84..=86 => O::WriteAt(slot, offset(c), byte(c), length(c)),
+            87 => O::Resize(slot, c.pick(&[0, 7, 6000])),
+            88 => O::Allocate(slot, c.pick(&[0, 1, 3, 16]), offset(c), length(c) as u64),
+            89 => O::CopyRange(slot, offset(c), c.below(HANDLES), offset(c), length(c)),
+            90 => O::HandleChmod(slot, mode(c)),
+            91 => O::HandleChown(slot, c.pick(&[0, 77, 1234])),
+            92 => O::HandleXattr(slot, c.pick(&XATTRS), value(c)),
+            93 => O::HandleTimes(slot, 1_111_111_111),
+            94 => O::HandleMkdir(slot, (c.pick(&NAMES)).to_string()),
+            95 => O::HandleLink(slot, inner(c)),
+            96 => O::HandleList(slot),
+            97 => O::List(path(c)),
+            98..=100 => O::StatPath(path(c)),
+            101 => O::Readlink(path(c)),
+            102 => O::DropCaches,
+            _ => O::Remount,
+        }
+    }
+}
+
+/// A tree that operations are done on, with its open handles.
+#[derive(Debug)]
+pub struct Side {
+    pub root: PathBuf,
+    pub handles: Vec<Option<File>>,
+}
+
+/// What is compared of an answer: a few words, or the error's number.
+pub type Outcome = Result<String, i32>;
+
+fn errno(e: io::Error) -> i32 {
+    e.raw_os_error().unwrap_or(-1)
+}
+
+/// What two file systems must agree on about a file.
+pub fn facts(m: &std::fs::Metadata) -> String {
+    let size = if m.is_dir() { 0 } else { m.size() };
+    format!(
+        "{:o} links {} owner {}:{} size {size} device {:x}",
+        m.mode(),
+        m.nlink(),
+        m.uid(),
+        m.gid(),
+        m.rdev()
+    )
+}
+
+impl Side {
+    pub fn new(root: &Path) -> Side {
+        Side { root: root.to_path_buf(), handles: (0..HANDLES).map(|_| None).collect() }
+    }
+
+    pub fn close_all(&mut self) {
+        self.handles.iter_mut().for_each(|h| *h = None);
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn handle(&self, slot: usize) -> Result<&File, i32> {
+        // Closed alike on both sides.
+        self.handles[slot].as_ref().ok_or(-9)
+    }
+
+    /// Does it, and says what came of it.
+    pub fn apply(&mut self, operation: &Operation) -> Outcome {
+        self.answer(operation)
+    }
+
+    fn answer(&mut self, operation: &Operation) -> Outcome {
+        use Operation as O;
+        let done = |r: rustix::io::Result<()>| r.map(|()| String::new()).map_err(|e| e.raw_os_error());
+        let std_done = |r: io::Result<()>| r.map(|()| String::new()).map_err(errno);
+        let options = |flags: i32| {
+            let mut o = OpenOptions::new();
+            match flags & libc::O_ACCMODE {
+                libc::O_RDONLY => o.read(true),
+                _ => o.read(true).write(true),
+            };
+            // Never waits for the other end of a FIFO.
+            o.custom_flags(flags & !libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_NOCTTY).mode(0o666);
+            o
+        };
+        match operation {
+            O::Mkdir(p, mode) => done(rfs::mkdir(self.at(p), Mode::from_raw_mode(*mode))),
+            O::Rmdir(p) => done(rfs::rmdir(self.at(p))),
+            O::Create(p, mode) => std_done(
+                OpenOptions::new().write(true).create_new(true).mode(*mode).open(self.at(p)).map(drop),
+            ),
+            O::Write(p, at, byte, n) => std_done(
+                options(libc::O_RDWR).open(self.at(p)).and_then(|f| f.write_all_at(&vec![*byte; *n], *at)),
+            ),
+            O::Append(p, byte, n) => std_done(
+                options(libc::O_RDWR | libc::O_APPEND)
+                    .open(self.at(p))
+                    .and_then(|mut f| io::Write::write_all(&mut f, &vec![*byte; *n])),
+            ),
+            O::Truncate(p, n) => std_done(rustix_truncate(&self.at(p), *n)),
+            O::Empty(p) => std_done(options(libc::O_RDWR | libc::O_TRUNC).open(self.at(p)).map(drop)),
+            O::Unlink(p) => done(rfs::unlink(self.at(p))),
+            O::Rename(p, q, flags) => done(rfs::renameat_with(
+                CWD,
+                self.at(p),
+                CWD,
+                self.at(q),
+                RenameFlags::from_bits_retain(*flags),
+            )),
+            O::Link(p, q) => done(rfs::linkat(CWD, self.at(p), CWD, self.at(q), AtFlags::empty())),
+            O::Symlink(target, p) => done(rfs::symlink(target.as_str(), self.at(p))),
+            O::Chmod(p, mode) => {
+                std_done(std::fs::set_permissions(self.at(p), std::fs::Permissions::from_mode(*mode)))
+            }
+            O::Chown(p, uid, gid) => std_done(std::os::unix::fs::lchown(self.at(p), *uid, *gid)),
+            O::Times(p, a, m) => {
+                done(rfs::utimensat(CWD, self.at(p), &times(*a, *m), AtFlags::SYMLINK_NOFOLLOW))
+            }
+            O::SetXattr(p, name, value, flags) => {
+                done(rfs::lsetxattr(self.at(p), *name, value, XattrFlags::from_bits_retain(*flags)))
+            }
+            O::RemoveXattr(p, name) => done(rfs::lremovexattr(self.at(p), *name)),
+            O::Mknod(p, mode, major, minor) => done(rfs::mknodat(
+                CWD,
+                self.at(p),
+                FileType::from_raw_mode(*mode),
+                Mode::from_raw_mode(*mode & 0o7777),
+                rfs::makedev(*major, *minor),
+            )),
+            O::Open(slot, p, flags) => {
+                self.handles[*slot] = None;
+                let file = options(*flags).open(self.at(p)).map_err(errno)?;
+                self.handles[*slot] = Some(file);
+                Ok(String::new())
+            }
+            O::Close(slot) => {
+                self.handles[*slot] = None;
+                Ok(String::new())
+            }
+            O::Stat(slot) => Ok(facts(&self.handle(*slot)?.metadata().map_err(errno)?)),
+            O::ReadAt(slot, at, n) => {
+                let mut buffer = vec![0; *n];
+                let n = self.handle(*slot)?.read_at(&mut buffer, *at).map_err(errno)?;
+                Ok(format!("{n} {:?}", String::from_utf8_lossy(&buffer[..n])))
+            }
+            O::WriteAt(slot, at, byte, n) => {
+                std_done(self.handle(*slot)?.write_all_at(&vec![*byte; *n], *at))
+            }
+            O::Resize(slot, n) => std_done(self.handle(*slot)?.set_len(*n)),
+            O::Allocate(slot, mode, at, n) => {
+                done(rfs::fallocate(self.handle(*slot)?, FallocateFlags::from_bits_retain(*mode), *at, *n))
+            }
+            O::CopyRange(from, at, to, to_at, n) => {
+                let (mut a, mut b) = (*at, *to_at);
+                rfs::copy_file_range(self.handle(*from)?, Some(&mut a), self.handle(*to)?, Some(&mut b), *n)
+                    .map(|n| n.to_string())
+                    .map_err(|e| e.raw_os_error())
+            }
+            O::HandleChmod(slot, mode) => done(rfs::fchmod(self.handle(*slot)?, Mode::from_raw_mode(*mode))),
+            O::HandleChown(slot, uid) => {
+                std_done(std::os::unix::fs::fchown(self.handle(*slot)?, Some(*uid), Some(*uid)))
+            }
+            O::HandleXattr(slot, name, value) => {
+                done(rfs::fsetxattr(self.handle(*slot)?, *name, value, XattrFlags::empty()))
+            }
+            O::HandleTimes(slot, m) => done(rfs::futimens(self.handle(*slot)?, &times(None, Some(*m)))),
+            O::HandleMkdir(slot, name) => {
+                done(rfs::mkdirat(self.handle(*slot)?, name.as_str(), Mode::from_raw_mode(0o755)))
+            }
+            O::HandleLink(slot, p) => {
+                done(rfs::linkat(self.handle(*slot)?, "", CWD, self.at(p), AtFlags::EMPTY_PATH))
+            }
+            O::HandleList(slot) => list(self.handle(*slot)?),
+            O::List(p) => list(&options(libc::O_DIRECTORY).open(self.at(p)).map_err(errno)?),
+            O::StatPath(p) => Ok(facts(&std::fs::symlink_metadata(self.at(p)).map_err(errno)?)),
+            O::Readlink(p) => std::fs::read_link(self.at(p)).map(|t| t.display().to_string()).map_err(errno),
+            O::Remount | O::DropCaches => Ok(String::new()),
+        }
+    }
+}
+
+fn rustix_truncate(path: &Path, n: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    file.set_len(n)
+}
+
+fn times(a: Option<i64>, m: Option<i64>) -> rfs::Timestamps {
+    let one = |t: Option<i64>| match t {
+        Some(t) => rfs::Timespec { tv_sec: t, tv_nsec: 123_456_789 },
+        None => rfs::Timespec { tv_sec: 0, tv_nsec: rfs::UTIME_OMIT },
+    };
+    rfs::Timestamps { last_access: one(a), last_modification: one(m) }
+}
+
+fn list(dir: &File) -> Outcome {
+    let mut names = Vec::new();
+    for entry in rfs::Dir::read_from(dir).map_err(|e| e.raw_os_error())? {
+        let entry = entry.map_err(|e| e.raw_os_error())?;
+        names.push(format!("{} {:?}", entry.file_name().to_string_lossy(), entry.file_type()));
+    }
+    names.sort();
+    Ok(names.join(", "))
+}
