@@ -198,7 +198,9 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
         view.told(old.number + 1);
         running.tell(&view.take_notices());
     } else {
-        log::warn!("a request that began before the swap is still running; what it answers is taken back later");
+        log::warn!(
+            "a request that began before the swap is still running; what it answers is taken back later"
+        );
         running.late.lock().push((old, notices.clone()));
     }
     log::debug!("swap: {} notices sent in {:?}", notices.len(), telling.elapsed());

@@ -428,16 +428,8 @@ pub struct Space {
 
 /// Space of the file system that holds `fd`.
 pub fn space(fd: impl AsFd) -> io::Result<Space> {
-    Ok(space_from(rfs::fstatfs(fd)?))
-}
-
-/// The same by a path. A FUSE server is always asked: the kernel keeps no answer.
-pub fn space_at(path: impl rustix::path::Arg) -> io::Result<Space> {
-    Ok(space_from(rfs::statfs(path)?))
-}
-
-fn space_from(s: rfs::StatFs) -> Space {
-    Space {
+    let s = rfs::fstatfs(fd)?;
+    Ok(Space {
         blocks: s.f_blocks,
         bfree: s.f_bfree,
         bavail: s.f_bavail,
@@ -447,7 +439,7 @@ fn space_from(s: rfs::StatFs) -> Space {
         namelen: s.f_namelen as u32,
         frsize: s.f_frsize as u32,
         magic: s.f_type as u64,
-    }
+    })
 }
 
 /// Inode flags (`FS_IOC_GETFLAGS`).

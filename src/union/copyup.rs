@@ -121,14 +121,7 @@ impl View {
 
     /// Goes deeper with a file that follows the stack and shares its inode on disk with names that a swap has
     /// led elsewhere: they keep the old inode, and this one gets another.
-    fn split(
-        &self,
-        pin: &Pin,
-        node: &Arc<Node>,
-        depth: Depth,
-        fresh: bool,
-        names: &[(Arc<Node>, Box<[u8]>)],
-    ) -> Answer<()> {
+    fn split(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, names: &[Name]) -> Answer<()> {
         let user = self.writable()?;
         let (attributes, xattrs, version) = {
             let _names = self.names.read();
@@ -268,7 +261,7 @@ impl View {
         node: &Arc<Node>,
         temporary: &[u8],
         file: Option<File>,
-        names: &[(Arc<Node>, Box<[u8]>)],
+        names: &[Name],
         marks: &Marks,
         fresh: bool,
     ) -> Answer<()> {
@@ -337,7 +330,7 @@ impl View {
     }
 
     /// The node's names lead to another one from now on; handles that are open keep it.
-    fn leave_behind(&self, node: &Arc<Node>, names: &[(Arc<Node>, Box<[u8]>)], ghost: Option<Attributes>) {
+    fn leave_behind(&self, node: &Arc<Node>, names: &[Name], ghost: Option<Attributes>) {
         {
             let mut state = node.state();
             state.names.clear();
@@ -475,11 +468,7 @@ impl View {
     }
 
     /// Those of a node's names that lead to it in the present generation. The caller holds `names`.
-    fn names_that_lead_to(
-        &self,
-        node: &Arc<Node>,
-        names: &[(Arc<Node>, Box<[u8]>)],
-    ) -> Answer<Vec<(Arc<Node>, Box<[u8]>)>> {
+    fn names_that_lead_to(&self, node: &Arc<Node>, names: &[Name]) -> Answer<Vec<Name>> {
         let pin = self.pin();
         let mut out = Vec::with_capacity(names.len());
         for (parent, name) in names {

@@ -143,7 +143,14 @@ impl View {
 
     /// Whether a known node of the number that an entry of the user layer claims is another inode than that entry:
     /// the user's at another place of the disk, or the stack's at another path.
-    fn is_another(&self, pin: &Pin, known: &Arc<Node>, dir: &Arc<Node>, name: &[u8], stat: &Stat) -> Answer<bool> {
+    fn is_another(
+        &self,
+        pin: &Pin,
+        known: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Answer<bool> {
         let names = {
             let state = known.state();
             if state.upper.is_some() {

@@ -402,7 +402,12 @@ impl View {
 
     /// The kernel carries out a move with what it holds at the old name. Until it was told of a swap that may be what
     /// was there before: `ESTALE` makes it ask, and move what it is given then. The caller holds `names`.
-    pub(crate) fn is_what_the_kernel_moves(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) -> Answer<()> {
+    pub(crate) fn is_what_the_kernel_moves(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &[u8],
+    ) -> Answer<()> {
         let now = self.pin();
         if self.is_told(&now) || self.nodes.given_in(node.id, now.0.number) {
             return Ok(());

@@ -56,7 +56,11 @@ fn each_case_is_reported_and_the_users_side_stays() {
     let mount = desk.mount();
     tree::assert_same("the same after a remount", &before, &tree::listing(mount.path()));
     desk.to("1");
-    assert_eq!(mount.sh("cat d/shadow d/equal d/untouched dir/f dir/own turns; ls -d moved gone 2>/dev/null || true"), "mine211minemine");
+    assert_eq!(
+        mount
+            .sh("cat d/shadow d/equal d/untouched dir/f dir/own turns; ls -d moved gone 2>/dev/null || true"),
+        "mine211minemine"
+    );
     mount.umount();
     desk.program.ok(&["fsck", "--deep"]);
 }
@@ -113,12 +117,19 @@ fn attributes_that_the_user_changed_stay_and_everything_else_follows_the_target(
 #[test]
 fn setuid_and_security_attributes_pin_the_content() {
     let desk = Desk::new(
-        &[("suid", Item::Mode(b"one", 0o755)), ("caps", Item::Mode(b"one", 0o755)), ("sgid", Item::Mode(b"one", 0o755))],
+        &[
+            ("suid", Item::Mode(b"one", 0o755)),
+            ("caps", Item::Mode(b"one", 0o755)),
+            ("sgid", Item::Mode(b"one", 0o755)),
+        ],
         &["printf two >suid; printf two >caps; printf two >sgid"],
     );
     let mount = desk.mount();
     mount.sh("chmod u+s suid; chmod g+s sgid; setfattr -n security.probe -v x caps");
-    assert_eq!(cases(&desk.to("2")), ["caps shadows-changed", "sgid shadows-changed", "suid shadows-changed"]);
+    assert_eq!(
+        cases(&desk.to("2")),
+        ["caps shadows-changed", "sgid shadows-changed", "suid shadows-changed"]
+    );
     assert_eq!(mount.sh("cat suid caps sgid; stat -c %a suid sgid"), "oneoneone4755\n2755");
     mount.umount();
     let mount = desk.mount();
@@ -135,7 +146,10 @@ fn what_the_user_moved_or_linked_keeps_its_content() {
             ("d/y", Item::File(b"one")),
             ("d/link", Item::Link("y")),
         ],
-        &["printf two >f; printf two >g; printf two >d/sub/x; rm d/y d/link; printf two >d/new", "rm -r f g d"],
+        &[
+            "printf two >f; printf two >g; printf two >d/sub/x; rm d/y d/link; printf two >d/new",
+            "rm -r f g d",
+        ],
     );
     let mount = desk.mount();
     mount.sh("mv f moved; ln g second; mv d m; printf mine >m/own; chmod 600 m/sub/x");
@@ -151,7 +165,9 @@ fn what_the_user_moved_or_linked_keeps_its_content() {
     }
     // Pinned is not frozen: it can be written.
     desk.to("2");
-    mount.sh("printf more >>moved; printf more >>m/y; printf more >>second; mkdir m/sub/z; mv m/sub/x m/sub/z/x");
+    mount.sh(
+        "printf more >>moved; printf more >>m/y; printf more >>second; mkdir m/sub/z; mv m/sub/x m/sub/z/x",
+    );
     let look = "cat moved g second m/y m/sub/z/x; stat -c %h g";
     let want = "onemoreonemoreonemoreonemoreone2";
     assert_eq!(mount.sh(look), want);
@@ -212,25 +228,40 @@ fn what_the_user_has_in_a_directory_that_the_target_removes_stays() {
     let mount = desk.mount();
     mount.sh("printf mine >d/sub/own; chmod 700 d; chmod 600 d/mode");
     desk.to("2");
-    assert_eq!(mount.sh("find . | sort; cat d/sub/own; stat -c %a d"), ".\n./d\n./d/sub\n./d/sub/own\nmine700");
+    assert_eq!(
+        mount.sh("find . | sort; cat d/sub/own; stat -c %a d"),
+        ".\n./d\n./d/sub\n./d/sub/own\nmine700"
+    );
     mount.sh("printf more >>d/sub/own; mkdir d/made");
     desk.to("1");
     // The attribute that was changed waited for its file.
-    assert_eq!(mount.sh("cat d/sub/own d/sub/f d/g d/mode; stat -c %a d/mode d; ls d"), "minemore111600\n700\ng\nmade\nmode\nsub");
+    assert_eq!(
+        mount.sh("cat d/sub/own d/sub/f d/g d/mode; stat -c %a d/mode d; ls d"),
+        "minemore111600\n700\ng\nmade\nmode\nsub"
+    );
 }
 
 #[test]
 fn a_directory_that_the_user_made_merges_with_one_that_the_target_ships() {
-    let desk = Desk::new(&[("keep", Item::File(b"k"))], &["mkdir -p d/sub; printf t >d/file; printf t >d/sub/deep; printf t >d/both; chmod 711 d"]);
+    let desk = Desk::new(
+        &[("keep", Item::File(b"k"))],
+        &["mkdir -p d/sub; printf t >d/file; printf t >d/sub/deep; printf t >d/both; chmod 711 d"],
+    );
     let mount = desk.mount();
     mount.sh("mkdir d d/sub; printf mine >d/own; printf mine >d/both; for n in file sub/deep; do ! test -e d/$n; done");
     let number = ino(&mount.join("d"));
     for round in 0..3 {
         assert_eq!(cases(&desk.to("2")), ["d/both shadows-changed"], "round {round}");
-        assert_eq!(mount.sh("cat d/own d/file d/sub/deep d/both; ls d; stat -c %h d"), "minettmineboth\nfile\nown\nsub\n3");
+        assert_eq!(
+            mount.sh("cat d/own d/file d/sub/deep d/both; ls d; stat -c %h d"),
+            "minettmineboth\nfile\nown\nsub\n3"
+        );
         assert_eq!(ino(&mount.join("d")), number);
         desk.to("1");
-        assert_eq!(mount.sh("cat d/own d/both; ls d; for n in file sub/deep; do ! test -e d/$n; done"), "minemineboth\nown\nsub");
+        assert_eq!(
+            mount.sh("cat d/own d/both; ls d; for n in file sub/deep; do ! test -e d/$n; done"),
+            "minemineboth\nown\nsub"
+        );
     }
     desk.to("2");
     mount.sh("rm d/file; printf more >>d/sub/deep");
@@ -241,7 +272,10 @@ fn a_directory_that_the_user_made_merges_with_one_that_the_target_ships() {
 
 #[test]
 fn what_the_user_moved_where_the_stack_had_lost_it_does_not_meet_its_old_self_after_a_rollback() {
-    let desk = Desk::new(&[("d/f", Item::File(b"one")), ("f", Item::File(b"one")), ("keep", Item::File(b"k"))], &["rm -r d f"]);
+    let desk = Desk::new(
+        &[("d/f", Item::File(b"one")), ("f", Item::File(b"one")), ("keep", Item::File(b"k"))],
+        &["rm -r d f"],
+    );
     for remount in [false, true] {
         let mut mount = desk.mount();
         mount.sh("printf mine >d/own; printf mine >f");
@@ -253,7 +287,10 @@ fn what_the_user_moved_where_the_stack_had_lost_it_does_not_meet_its_old_self_af
             mount = desk.mount();
         }
         // The stack's are back at their names, and the user's are where they were moved to.
-        assert_eq!(mount.sh("ls; ls d e; cat d/f f e/own g"), "d\ne\nf\ng\nkeep\nd:\nf\n\ne:\nown\noneoneminemine2mine");
+        assert_eq!(
+            mount.sh("ls; ls d e; cat d/f f e/own g"),
+            "d\ne\nf\ng\nkeep\nd:\nf\n\ne:\nown\noneoneminemine2mine"
+        );
         let number = |n: &str| ino(&mount.join(n));
         assert_ne!(number("d"), number("e"));
         assert_ne!(number("f"), number("g"));
@@ -285,7 +322,8 @@ fn a_change_through_an_old_handle_never_reaches_the_new_file() {
         use std::os::unix::fs::PermissionsExt;
         for file in &held {
             let _ = file.set_permissions(PermissionsExt::from_mode(0o777));
-            let _ = std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            let _ =
+                std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()));
         }
         drop(held);
     });

@@ -149,7 +149,11 @@ fn a_crash_after_pending_was_written_comes_up_on_the_target() {
     state["pending"] = serde_json::json!({ "version": version(&desk.program, "os:3"), "tag": "3" });
     std::fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
     let report = desk.to("2");
-    assert_eq!((report["from"]["tag"].as_str(), report["generation"].as_u64()), (Some("3"), Some(4)), "{report}");
+    assert_eq!(
+        (report["from"]["tag"].as_str(), report["generation"].as_u64()),
+        (Some("3"), Some(4)),
+        "{report}"
+    );
     let mount = desk.mount();
     assert_eq!(mount.sh("cat v n mine"), "2nmine");
 }
@@ -168,7 +172,8 @@ fn a_daemon_killed_at_any_moment_of_a_swap_comes_up_on_one_of_the_two_versions()
         let from = desk.state()["current"]["tag"].as_str().unwrap().to_string();
         let tag = if from == "2" { "1" } else { "2" };
         let program = desk.program.clone();
-        let swap = std::thread::spawn(move || program.run(&["upgrade", "pc", "--to", &format!("os:{tag}")]).code);
+        let swap =
+            std::thread::spawn(move || program.run(&["upgrade", "pc", "--to", &format!("os:{tag}")]).code);
         std::thread::sleep(std::time::Duration::from_millis(round * 3));
         desk.scratch.kill_daemons();
         mount.forget();
@@ -222,4 +227,3 @@ fn old_versions_are_not_collected_while_an_open_file_needs_them() {
     desk.program.ok(&["rollback", "pc"]);
     assert_eq!(mount.sh("cat v"), "2");
 }
-

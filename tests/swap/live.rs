@@ -158,7 +158,11 @@ fn every_kind_of_change_shows_at_once_also_where_the_kernel_knew_a_name_as_missi
     let mount = desk.mount();
     for round in 0..4 {
         let tag = if round % 2 == 0 { "1" } else { "2" };
-        common::tree::assert_same(&format!("round {round}"), &desk.source(tag), &common::tree::listing(mount.path()));
+        common::tree::assert_same(
+            &format!("round {round}"),
+            &desk.source(tag),
+            &common::tree::listing(mount.path()),
+        );
         // Every name that either version has is asked for, so that the kernel knows each as there or as missing.
         let known = mount.sh("cd d; for n in added added-dir added-dir/sub removed removed-dir removed-dir/sub \
             file-to-dir/new dir-to-file/inner dir-to-link/inner link-to-dir/new; do test -e $n && echo $n; done; true");
@@ -198,13 +202,20 @@ fn a_number_stays_where_only_metadata_differ_and_changes_with_the_content() {
         assert_eq!(first[i] == second[i], same, "number {i}");
     }
     // The open file is the same inode: it shows the new attributes.
-    let mode = timed(move || std::os::unix::fs::PermissionsExt::mode(&held.metadata().unwrap().permissions()));
+    let mode =
+        timed(move || std::os::unix::fs::PermissionsExt::mode(&held.metadata().unwrap().permissions()));
     assert_eq!(mode & 0o777, 0o600);
-    assert_eq!(mount.sh("stat -c '%a %Y' mode; stat -c %a dir; getfattr --only-values -n user.v mode"), "600 978307200\n700\n2");
+    assert_eq!(
+        mount.sh("stat -c '%a %Y' mode; stat -c %a dir; getfattr --only-values -n user.v mode"),
+        "600 978307200\n700\n2"
+    );
     assert_eq!(mount.sh("readlink link; cat content; stat -c %h ."), "mode\ntwo3");
     desk.to("1");
     assert_eq!(numbers(), first, "back on the first version everything has its first number");
-    assert_eq!(mount.sh("stat -c %a mode dir; getfattr -n user.v mode 2>&1 | grep -c 'No such attribute'"), "644\n755\n1");
+    assert_eq!(
+        mount.sh("stat -c %a mode dir; getfattr -n user.v mode 2>&1 | grep -c 'No such attribute'"),
+        "644\n755\n1"
+    );
 }
 
 #[test]
@@ -254,12 +265,18 @@ fn working_directories_stay_valid_and_a_removed_one_is_as_after_rmdir() {
     assert_eq!(changed.ask("cat old; cat new"), "old cat: new: No such file or directory");
     desk.to("2");
     assert_eq!(same.ask("/bin/pwd; cat f"), format!("{top}/same f"));
-    assert_eq!(changed.ask("/bin/pwd; cat new; cat old"), format!("{top}/changed new cat: old: No such file or directory"));
+    assert_eq!(
+        changed.ask("/bin/pwd; cat new; cat old"),
+        format!("{top}/changed new cat: old: No such file or directory")
+    );
     for gone in [&mut removed, &mut deep, &mut replaced] {
         let pwd = gone.ask("readlink /proc/self/cwd");
         assert!(pwd.contains("(deleted)"), "its path is as after rmdir: {pwd}");
         assert_eq!(gone.ask("ls"), "", "it is empty");
-        assert_eq!(gone.ask("cat f sub/f"), "cat: f: No such file or directory cat: sub/f: No such file or directory");
+        assert_eq!(
+            gone.ask("cat f sub/f"),
+            "cat: f: No such file or directory cat: sub/f: No such file or directory"
+        );
         assert!(gone.ask("touch x").contains("No such file or directory"), "nothing can be made in it");
         assert!(gone.ask("mkdir x").contains("No such file or directory"), "nothing can be made in it");
         assert_eq!(gone.ask("stat -c %h .").trim(), "0", "it has no links left");
@@ -285,14 +302,16 @@ fn a_hundred_swaps_in_a_row_show_each_version_at_once() {
     let pids = |d: &Desk| d.program.json(&["status", "pc"])["pid"].clone();
     let pid = pids(&desk);
     for n in 1..=100u64 {
-        let (tag, want) = if n % 2 == 1 { ("2", "22\nd/a d/new keep link") } else { ("1", "11\nd/a d/gone keep") };
+        let (tag, want) =
+            if n % 2 == 1 { ("2", "22\nd/a d/new keep link") } else { ("1", "11\nd/a d/gone keep") };
         let report = desk.to(tag);
         assert_eq!(report["generation"].as_u64(), Some(n));
         let point = mount.path().to_path_buf();
         let seen = timed(move || {
             let read = |n: &str| std::fs::read_to_string(point.join(n)).unwrap_or_default();
             let there = |n: &&str| std::fs::symlink_metadata(point.join(n)).is_ok();
-            let names: Vec<&str> = ["d/a", "d/gone", "d/new", "keep", "link"].into_iter().filter(there).collect();
+            let names: Vec<&str> =
+                ["d/a", "d/gone", "d/new", "keep", "link"].into_iter().filter(there).collect();
             format!("{}{}{}\n{}", read("d/a"), read("d/gone"), read("d/new"), names.join(" "))
         });
         assert_eq!(seen, want, "swap {n}");

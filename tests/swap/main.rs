@@ -84,7 +84,9 @@ pub fn timed<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
 pub fn ino(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let path = path.to_path_buf();
-    timed(move || std::fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).ino())
+    timed(move || {
+        std::fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).ino()
+    })
 }
 
 /// The conflicts of a report as `path case`, sorted.

@@ -73,7 +73,9 @@ fn a_swap_that_takes_a_directory_with_a_mount_beneath_it_is_refused_by_name() {
 fn a_mount_beneath_a_directory_that_stays_outlives_every_swap() {
     let desk = Desk::new(
         &[("stays/here/f", Item::File(b"f")), ("stays/x", Item::File(b"1"))],
-        &["chmod 700 stays stays/here; echo 2 >stays/x; mkdir -p data/sub; echo d >data/d; mkdir -p own/deep; echo o >own/o"],
+        &[
+            "chmod 700 stays stays/here; echo 2 >stays/x; mkdir -p data/sub; echo d >data/d; mkdir -p own/deep; echo o >own/o",
+        ],
     );
     let mount = desk.mount();
     // Two that the user makes, where the target ships directories too; and one in a stack's directory.
@@ -88,7 +90,8 @@ fn a_mount_beneath_a_directory_that_stays_outlives_every_swap() {
         .collect();
     for round in 0..4 {
         desk.to(if round % 2 == 0 { "2" } else { "1" });
-        let seen = mount.sh("cat data/inside own/deep/inside stays/here/inside stays/user/inside stays/x; ls own");
+        let seen =
+            mount.sh("cat data/inside own/deep/inside stays/here/inside stays/user/inside stays/x; ls own");
         let want = if round % 2 == 0 { "2\ndeep\no" } else { "1\ndeep" };
         let x = if round % 2 == 0 { want.to_string() } else { "1deep".into() };
         let got = seen.replace("mine\n", "");
@@ -100,7 +103,8 @@ fn a_mount_beneath_a_directory_that_stays_outlives_every_swap() {
 
 #[test]
 fn a_dry_run_says_what_would_happen_and_changes_nothing() {
-    let desk = Desk::new(&[("a", Item::File(b"1")), ("b", Item::File(b"1"))], &["echo 2 >a; echo 2 >b; echo 2 >c"]);
+    let desk =
+        Desk::new(&[("a", Item::File(b"1")), ("b", Item::File(b"1"))], &["echo 2 >a; echo 2 >b; echo 2 >c"]);
     let mount = desk.mount();
     mount.sh("echo mine >a");
     let before = common::tree::listing(mount.path());
@@ -141,7 +145,10 @@ fn strict_refuses_conflicts_and_only_those() {
 
 #[test]
 fn an_object_of_the_target_that_is_missing_or_cut_off_stops_the_swap_before_anything_changed() {
-    let desk = Desk::new(&[("a", Item::File(b"1")), ("b", Item::File(b"1"))], &["printf 'second, whole' >a; chmod 600 b"]);
+    let desk = Desk::new(
+        &[("a", Item::File(b"1")), ("b", Item::File(b"1"))],
+        &["printf 'second, whole' >a; chmod 600 b"],
+    );
     let object = desk.object(b"second, whole");
     let kept = desk.scratch.join("kept");
     std::fs::rename(&object, &kept).unwrap();
@@ -196,7 +203,9 @@ fn a_damaged_tree_is_built_again_and_a_damaged_layer_is_refused() {
         desk.to("1");
     }
     let generation = desk.state()["generation"].clone();
-    for damage in [whole_layer[..whole_layer.len() / 2].to_vec(), spoiled(&whole_layer, whole_layer.len() / 2)] {
+    for damage in
+        [whole_layer[..whole_layer.len() / 2].to_vec(), spoiled(&whole_layer, whole_layer.len() / 2)]
+    {
         std::fs::remove_file(&tree).unwrap();
         replace(&layer, &damage);
         let answer = desk.program.run(&["upgrade", "pc", "--to", "os:2"]).expect_code(5);
@@ -208,8 +217,11 @@ fn a_damaged_tree_is_built_again_and_a_damaged_layer_is_refused() {
     }
     replace(&layer, &whole_layer);
     desk.to("2");
-    assert_eq!(timed({
-        let path = mount.join("a");
-        move || std::fs::read_to_string(path).unwrap()
-    }), "2\n");
+    assert_eq!(
+        timed({
+            let path = mount.join("a");
+            move || std::fs::read_to_string(path).unwrap()
+        }),
+        "2\n"
+    );
 }
