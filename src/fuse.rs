@@ -420,7 +420,7 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         self.changing();
@@ -455,6 +455,8 @@ impl Filesystem for Adapter {
                 }
                 reply.created(&KEEP, &attr(&attributes), generation, fh, FopenFlags::empty());
             }
+            // A swap has brought the name since the kernel looked: it walks again and opens what is there.
+            Err(Fail(libc::EEXIST)) if flags & libc::O_EXCL == 0 => reply.error(Errno::ESTALE),
             Err(e) => reply.error(errno(e)),
         }
     }

@@ -94,6 +94,20 @@ fn a_desktop_is_mounted_once() {
         assert!(answer.err().contains(text(&scratch.mnt())), "it says where: {}", answer.err());
     }
     assert_eq!(mount.sh("cat etc/hostname"), "small", "the first mount goes on");
+    // Several at once: one wins.
+    program.ok(&["create", "bob", "os:1"]);
+    let points: Vec<_> = (0..4).map(|i| scratch.dir(&format!("at-once-{i}"))).collect();
+    let racing = points.iter().map(|point| {
+        let (program, point) = (program.clone(), text(point).to_string());
+        std::thread::spawn(move || program.run(&["mount", "bob", &point]).code)
+    });
+    let racing: Vec<_> = racing.collect();
+    let codes: Vec<_> =
+        racing.into_iter().map(|t| within(LIMIT, "mounting", move || t.join().unwrap())).collect();
+    assert_eq!(codes.iter().filter(|c| **c == Some(0)).count(), 1, "{codes:?}");
+    assert_eq!(codes.iter().filter(|c| **c == Some(1)).count(), 3, "{codes:?}");
+    assert_eq!(points.iter().map(|p| mounts_beneath(p).len()).sum::<usize>(), 1);
+    program.ok(&["umount", "bob"]);
     program.run(&["settle", "alice"]).expect_code(1);
     let answer = program.run(&["rm", "alice"]).expect_code(1);
     assert!(answer.err().contains("umount"), "{}", answer.err());
@@ -340,6 +354,10 @@ fn a_removed_desktop_leaves_what_it_was_asked_to_leave() {
     program.run(&["create", "bob", "os:1"]).expect_code(1);
     program.run(&["create", "../x", "os:1"]).expect_code(2);
     program.run(&["create", "carol", "os:7"]).expect_code(1);
+    let taken = program.run(&["create", "carol", "os:1", "--user-layer", text(&layer)]).expect_code(1);
+    assert!(taken.err().contains("bob"), "one user layer has one desktop: {}", taken.err());
+    let inside = scratch.store().join("objects");
+    program.run(&["create", "carol", "os:1", "--user-layer", text(&inside)]).expect_code(2);
     let mount = program.mount("bob", scratch.mnt());
     mount.sh("echo mine >home/mine; mv usr/share usr/share2");
     let worked = tree::listing(mount.path());

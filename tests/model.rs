@@ -46,7 +46,7 @@ fn base(dir: &Path) {
             ("d/c/b", Item::File(b"to be removed")),
         ],
     );
-    common::sh(dir, "mkfifo d/d; setfattr -n user.x -v base a/a; setfattr -n trusted.t -v base d").ok();
+    common::sh(dir, "mkfifo d/d; /usr/sbin/setcap cap_net_raw+ep a/b; setfattr -n user.x -v base a/a; setfattr -n trusted.t -v base d").ok();
     settle_times(dir);
 }
 
@@ -84,6 +84,7 @@ struct World {
 struct Pair<'a> {
     world: &'a World,
     desktop: String,
+    options: &'static str,
     plain: Side,
     view: Side,
     mount: Option<Mount>,
@@ -101,13 +102,15 @@ impl World {
         World { scratch, program, desktops: 0 }
     }
 
-    fn pair(&mut self) -> Pair<'_> {
+    fn pair(&mut self, seed: u64) -> Pair<'_> {
+        // Some sequences go through the daemon alone.
+        let options = if seed % 4 == 3 { "data=coherent" } else { "" };
         self.desktops += 1;
         let desktop = format!("d{}", self.desktops);
         let plain = self.scratch.dir(&format!("plain-{}", self.desktops));
         common::sh(&plain, &format!("cp -a {}/. .", self.scratch.join("src-m-2").display())).ok();
         self.program.ok(&["create", &desktop, "m:2"]);
-        let mount = self.program.mount(&desktop, self.scratch.mnt());
+        let mount = self.program.mount_with(&desktop, self.scratch.mnt(), options);
         Pair {
             plain: Side::new(&plain),
             view: Side::new(&self.scratch.mnt()),
@@ -115,6 +118,7 @@ impl World {
             numbers: HashMap::new(),
             world: self,
             desktop,
+            options,
         }
     }
 }
@@ -129,7 +133,8 @@ impl Pair<'_> {
                 if let Some(mount) = self.mount.take() {
                     mount.umount();
                 }
-                self.mount = Some(self.world.program.mount(&self.desktop, self.world.scratch.mnt()));
+                let at = self.world.scratch.mnt();
+                self.mount = Some(self.world.program.mount_with(&self.desktop, at, self.options));
             }
             Operation::DropCaches => fs::write("/proc/sys/vm/drop_caches", "2").unwrap(),
             _ => {}
@@ -250,7 +255,7 @@ fn xattrs(path: &Path) -> Result<BTreeMap<String, String>, std::io::Error> {
 /// Runs a sequence as its seed makes it. On failure: the operations up to it, and what was wrong.
 fn explore(world: &mut World, seed: u64) -> Result<(), (Vec<Operation>, String)> {
     let mut chance = Chance::new(seed);
-    let mut pair = world.pair();
+    let mut pair = world.pair(seed);
     let mut done = Vec::new();
     let mut known = pair.compare().map_err(|e| (Vec::new(), e))?;
     for i in 0..LENGTH {
@@ -271,8 +276,8 @@ fn explore(world: &mut World, seed: u64) -> Result<(), (Vec<Operation>, String)>
 }
 
 /// Whether a list of operations fails, with a comparison after each if need be.
-fn replay(world: &mut World, operations: &[Operation], every: bool) -> Option<String> {
-    let mut pair = world.pair();
+fn replay(world: &mut World, seed: u64, operations: &[Operation], every: bool) -> Option<String> {
+    let mut pair = world.pair(seed);
     for operation in operations {
         if let Err(e) = pair.step(operation) {
             return Some(format!("{operation:?}: {e}"));
@@ -285,12 +290,17 @@ fn replay(world: &mut World, operations: &[Operation], every: bool) -> Option<St
 }
 
 /// A shorter list of operations that still fails, and how.
-fn shorten(world: &mut World, mut operations: Vec<Operation>, limit: Duration) -> (Vec<Operation>, String) {
+fn shorten(
+    world: &mut World,
+    seed: u64,
+    mut operations: Vec<Operation>,
+    limit: Duration,
+) -> (Vec<Operation>, String) {
     let began = Instant::now();
     let mut every = false;
-    let mut last = replay(world, &operations, false).or_else(|| {
+    let mut last = replay(world, seed, &operations, false).or_else(|| {
         every = true;
-        replay(world, &operations, true)
+        replay(world, seed, &operations, true)
     });
     let mut size = operations.len() / 2;
     while last.is_some() && size > 0 {
@@ -298,7 +308,7 @@ fn shorten(world: &mut World, mut operations: Vec<Operation>, limit: Duration) -
         while at < operations.len() && began.elapsed() < limit {
             let mut fewer = operations.clone();
             fewer.drain(at..(at + size).min(operations.len()));
-            match replay(world, &fewer, every) {
+            match replay(world, seed, &fewer, every) {
                 Some(e) => (operations, last) = (fewer, Some(e)),
                 None => at += size,
             }
@@ -332,10 +342,57 @@ fn a_mount_cannot_be_told_from_a_plain_directory() {
             let (short, how) =
                 common::within(Duration::from_secs(400), &format!("shortening seed {seed}"), move || {
                     let mut world = world;
-                    shorten(&mut world, operations, Duration::from_secs(120))
+                    shorten(&mut world, seed, operations, Duration::from_secs(120))
                 });
             let lines: Vec<String> = short.iter().map(|o| format!("  {o:?}")).collect();
             panic!("seed {seed}: {e}\n\nThe shortest that was found: {how}\n{}", lines.join("\n"));
         }
     }
+}
+
+/// Several threads at once: no answer is one that only a fault explains, and what the mount shows then is what
+/// a new mount finds on the disk.
+#[test]
+fn what_many_threads_did_is_what_a_new_mount_shows() {
+    let seed = std::env::var("REROOT_MODEL_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(1u64);
+    common::within(Duration::from_secs(200), "the threads", move || {
+        let mut world = World::new();
+        for round in 0..4 {
+            let mut pair = world.pair(round);
+            let root = pair.view.root.clone();
+            let threads: Vec<_> = (0..6)
+                .map(|thread| {
+                    let root = root.clone();
+                    std::thread::spawn(move || {
+                        let mut chance = Chance::new(seed * 1000 + round * 10 + thread);
+                        let mut side = Side::new(&root);
+                        for _ in 0..400 {
+                            let operation = Operation::random(&mut chance, &[]);
+                            if matches!(operation, Operation::Remount | Operation::DropCaches) {
+                                continue;
+                            }
+                            if let Err(e @ (libc::EIO | libc::ESTALE | libc::EUCLEAN | libc::EBUSY)) =
+                                side.apply(&operation)
+                            {
+                                return Some(format!("{operation:?}: error {e}"));
+                            }
+                        }
+                        None
+                    })
+                })
+                .collect();
+            let wrong: Vec<String> = threads.into_iter().filter_map(|t| t.join().unwrap()).collect();
+            assert!(wrong.is_empty(), "seed {seed}, round {round}: {wrong:?}");
+            let texts = |root: &Path| -> BTreeMap<String, (String, u64)> {
+                let tree = snapshot(root).unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
+                tree.into_iter().map(|(path, fact)| (path, (fact.text, fact.number))).collect()
+            };
+            let before = texts(&root);
+            pair.step(&Operation::Remount).unwrap();
+            let after = texts(&root);
+            for path in before.keys().chain(after.keys()) {
+                assert_eq!(before.get(path), after.get(path), "seed {seed}, round {round}: {path}");
+            }
+        }
+    });
 }

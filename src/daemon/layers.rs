@@ -11,7 +11,7 @@ use crate::error::{Doing, Error, Result};
 use crate::layer::model::{Draft, InodeId, ROOT, join};
 use crate::layer::stack::{Words, publish_version};
 use crate::layer::{encode, merge};
-use crate::store::desktops::{Choice, Desktop};
+use crate::store::desktops::{Choice, Desktop, State};
 use crate::store::objects::Intake;
 use crate::store::{Digest, Progress, Store, audit};
 use crate::sys::fs as sys;
@@ -20,9 +20,19 @@ use crate::union::survey::{lay_over, letters, open_for_reading};
 use crate::union::upper::UserLayer;
 use crate::union::{Data, Settings, View};
 
+/// The state that the desktop shows, or that its next mount will show: a swap that was cut off counts as done.
+fn shown_state(store: &Store, desktop: &Desktop) -> Result<State> {
+    let mounted = store.mounted(&desktop.name)?.is_some();
+    let mut state = desktop.state()?;
+    if !mounted {
+        state.complete_pending();
+    }
+    Ok(state)
+}
+
 /// What the user layer holds against its version, sorted by path.
 pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
-    let tree = Tree::open(store, &desktop.state()?.current.version)?;
+    let tree = Tree::open(store, &shown_state(store, desktop)?.current.version)?;
     let old = encode::decode(&tree.index)?;
     // A file that was copied up and has the length that it had is read to find out. No other one is: any digest
     // that no content has will do.
@@ -130,7 +140,7 @@ pub fn commit(
     {
         ask(&entry.socket, &Ask::Sync)?;
     }
-    let state = desktop.state()?;
+    let state = shown_state(store, desktop)?;
     let parent = store.version(&state.current.version)?;
     let tree = Tree::open(store, &state.current.version)?;
     let user = desktop.user_layer()?;
@@ -158,6 +168,12 @@ pub fn commit(
         Ok(digest)
     };
     let mut full = lay_over(store, &tree, &user, &mut read)?;
+    if shown_state(store, desktop)? != state {
+        return Err(Error::Failed(format!(
+            "{} was swapped while it was read; nothing was committed, commit again",
+            desktop.name
+        )));
+    }
     let old = encode::decode(&tree.index)?;
     let mut delta = merge::delta(&old, &full);
     if !patterns.is_empty() {
@@ -211,6 +227,7 @@ fn reset(desktop: &Desktop, version: Digest, image: &str, tag: &str, patterns: &
     {
         let held = desktop.lock()?;
         let mut state = desktop.state()?;
+        state.complete_pending();
         state.pending = Some(Choice { version, tag: Some(tag.into()) });
         state.image = image.into();
         state.complete_pending();

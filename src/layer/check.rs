@@ -17,7 +17,7 @@ use super::index::Index;
 use super::model::Draft;
 use super::{encode, merge, stack};
 use crate::error::{Doing, Error, Result};
-use crate::store::collect::Roots;
+use crate::store::collect::{Roots, read_pins};
 use crate::store::versions::Manifest;
 use crate::store::{Digest, Progress, Store};
 use crate::sys::publish::publish;
@@ -147,16 +147,6 @@ impl Work<'_> {
                     self.find(Severity::Damaged, &path, who.clone(), e.to_string());
                 }
             }
-            match desktop.pins() {
-                Ok(pins) => {
-                    for version in pins {
-                        out.entry(version).or_default().extend(who.clone());
-                    }
-                }
-                Err(e) => {
-                    self.find(Severity::Damaged, &desktop.dir().join("pins"), who.clone(), e.to_string());
-                }
-            }
             match desktop.user_layer() {
                 Ok(dir) if dir.is_dir() => {}
                 Ok(dir) => {
@@ -166,6 +156,20 @@ impl Work<'_> {
                 Err(e) => {
                     self.find(Severity::Damaged, &desktop.dir().join("desktop.toml"), who, e.to_string());
                 }
+            }
+        }
+        // Also the ledgers that removed desktops left beside their kept user layers.
+        let desktops = store.path("desktops");
+        for name in list(&desktops)?.into_iter().filter(|n| crate::store::valid_name(n)) {
+            let path = desktops.join(&name).join("pins");
+            let who = format!("desktop {name}");
+            match read_pins(&path) {
+                Ok(pins) => {
+                    for version in pins {
+                        out.entry(version).or_default().insert(who.clone());
+                    }
+                }
+                Err(e) => self.find(Severity::Damaged, &path, [who].into(), e.to_string()),
             }
         }
         for mount in store.mounts()? {

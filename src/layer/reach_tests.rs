@@ -131,7 +131,7 @@ fn it_waits_for_users_and_clears_what_dead_programs_left() {
     // No process has a number above 2^22.
     fs::write(sample.store.path("layers/.tmp-4194999-0"), "x").unwrap();
     fs::create_dir(sample.store.path("desktops/.tmp-4194999-1")).unwrap();
-    let alive = sample.store.path(format!("layers/.tmp-{}-7", std::process::id()));
+    let alive = sample.store.path("layers").join(crate::sys::publish::temporary_name());
     fs::write(&alive, "x").unwrap();
     fs::create_dir(sample.store.path("objects/.intake.tmp-4194999-0")).unwrap();
     let done = run(&sample, false).unwrap();

@@ -25,7 +25,7 @@ use super::objects::remove_abandoned;
 use super::{Digest, Store};
 use crate::error::{Doing, Error, Result};
 use crate::sys::lock::{self, Lock, Share};
-use crate::sys::process;
+use crate::sys::publish::is_abandoned;
 
 /// How a collection is done.
 #[derive(Clone, Copy, Debug)]
@@ -153,7 +153,7 @@ pub fn roots(store: &Store) -> Result<Roots> {
 
 /// The versions in a ledger. A line that a crash cut off is passed over; any other that is no digest means
 /// that a pin cannot be read.
-fn read_pins(path: &Path) -> Result<Vec<Digest>> {
+pub fn read_pins(path: &Path) -> Result<Vec<Digest>> {
     let bytes = match fs::read(path) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
@@ -337,14 +337,6 @@ impl Sweep {
         }
         Ok(())
     }
-}
-
-/// Whether a name is that of a temporary file ([`crate::sys::publish::temporary_name`]) whose process ended.
-fn is_abandoned(name: &str) -> bool {
-    name.strip_prefix(".tmp-")
-        .and_then(|rest| rest.split('-').next())
-        .and_then(|pid| pid.parse().ok())
-        .is_some_and(|pid| !process::is_alive(pid))
 }
 
 fn name_of(path: &Path) -> Option<String> {

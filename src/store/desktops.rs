@@ -181,7 +181,9 @@ impl Store {
         let user_layer = match user_layer {
             Some(path) => {
                 fs::create_dir_all(path).at("making the user layer", path)?;
-                Some(path.canonicalize().at("finding the user layer", path)?)
+                let path = path.canonicalize().at("finding the user layer", path)?;
+                self.check_layer_home(&path)?;
+                Some(path)
             }
             None => None,
         };
@@ -197,6 +199,27 @@ impl Store {
         let held = desktop.lock()?;
         desktop.write_state(&state, &held)?;
         Ok(desktop)
+    }
+
+    /// Two desktops on one user layer would write over each other, and what is in the store is the store's.
+    fn check_layer_home(&self, home: &Path) -> Result<()> {
+        if home.starts_with(self.root()) || self.root().starts_with(home.join("user")) {
+            return Err(Error::Usage(format!(
+                "the user layer {} and the store lie within each other; give another directory",
+                home.display()
+            )));
+        }
+        for other in self.desktops()? {
+            // One whose policy cannot be read is not made worse.
+            if other.layer_home().is_ok_and(|theirs| theirs == home) {
+                return Err(Error::Failed(format!(
+                    "{} is the user layer of the desktop {:?}; nothing was made",
+                    home.display(),
+                    other.name
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The desktop of that name.

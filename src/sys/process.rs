@@ -1,6 +1,7 @@
 //! This process and others.
 
 use std::io;
+use std::time::{Duration, SystemTime};
 
 /// Whether this process acts as root.
 pub fn is_root() -> bool {
@@ -17,12 +18,21 @@ pub fn gid() -> u32 {
     rustix::process::getegid().as_raw()
 }
 
-/// Whether a process with this number exists.
-pub fn is_alive(pid: u32) -> bool {
-    match rustix::process::Pid::from_raw(pid as i32) {
-        Some(pid) => !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH)),
-        None => false,
+/// When the process of that number began; `None` if there is none or it has ended and nobody has waited for it.
+pub fn began(pid: u32) -> Option<SystemTime> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; after it come the state and, as the 20th, the time in ticks
+    // since the machine started (proc_pid_stat(5)).
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
     }
+    let ticks: f64 = fields.nth(18)?.parse().ok()?;
+    let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.parse().ok()?;
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let a_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as f64;
+    let age = (uptime - ticks / a_second).max(0.0);
+    SystemTime::now().checked_sub(Duration::try_from_secs_f64(age).ok()?)
 }
 
 /// Files are made with exactly the bits that are asked for.

@@ -3,13 +3,33 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// A name for a temporary file that no other process or thread of this host uses now.
+/// When this process began to make names, in nanoseconds since 1970: process numbers come again.
+static SINCE: LazyLock<u128> =
+    LazyLock::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos());
+
+/// A name for a temporary file that nothing else has, also not what a killed process has left.
 pub fn temporary_name() -> String {
-    format!(".tmp-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!(".tmp-{}-{:x}-{number}", std::process::id(), *SINCE)
+}
+
+/// Whether a name is a [`temporary_name`] whose process has ended.
+pub fn is_abandoned(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(".tmp-") else { return false };
+    let mut parts = rest.split('-');
+    let Some(pid) = parts.next().and_then(|p| p.parse().ok()) else { return false };
+    let since = parts.next().and_then(|s| u128::from_str_radix(s, 16).ok()).unwrap_or(0);
+    match super::process::began(pid) {
+        None => true,
+        // The system's clock of processes goes in steps, and the wall clock may be set.
+        Some(began) => began > UNIX_EPOCH + Duration::from_nanos(since as u64) + Duration::from_secs(2),
+    }
 }
 
 /// Makes `path` hold `bytes`: temporary file beside it, fsync, rename, fsync of the directory. Whoever opens
@@ -44,4 +64,25 @@ pub fn publish_for_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_abandoned_when_its_process_has_ended() {
+        let mine = temporary_name();
+        assert!(!is_abandoned(&mine));
+        assert_ne!(mine, temporary_name());
+        // A process of that number that ended long ago: this one has got its number.
+        assert!(is_abandoned(&format!(".tmp-{}-1-0", std::process::id())));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let name = format!(".tmp-{}-{:x}-0", child.id(), *SINCE + 5_000_000_000);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(is_abandoned(&name), "ended and not waited for");
+        child.wait().unwrap();
+        assert!(is_abandoned(&name));
+        assert!(!is_abandoned("state.json") && !is_abandoned(".tmp-x"));
+    }
 }

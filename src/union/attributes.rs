@@ -8,6 +8,10 @@ use super::marks::{Changed, Marks};
 use super::node::{Node, ROOT};
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, SetTime, Stat, Time};
+use crate::sys::xattr;
+
+/// The attribute that holds a file's capabilities.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// The attributes of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +164,13 @@ impl View {
                 return Ok(ghost);
             }
             return match &lower {
-                Some(lower) => Ok(of_lower(node.id, lower)),
+                Some(lower) => {
+                    let mut out = of_lower(node.id, lower);
+                    if node.id != lower.entry.number && !gone && !node.is_dir() {
+                        out.nlink = self.split_links(pin, node, lower)?;
+                    }
+                    Ok(out)
+                }
                 None => ghost.ok_or(Fail(libc::ESTALE)),
             };
         };
@@ -243,7 +253,9 @@ impl View {
         let kill = nothing && change.size.is_none() && change.atime.is_none() && change.mtime.is_none();
         if kill {
             // HANDLE_KILLPRIV_V2 with passthrough: a request to clear setuid and setgid arrives without fields.
-            self.kill_privileges(pin, &node)?;
+            // So does the end of clearing the capabilities alone, when root writes to a file that has them.
+            let only_capability = std::mem::take(&mut node.state().capability_removed);
+            self.kill_privileges(pin, &node, caller.uid != 0 || !only_capability)?;
         }
         let mut changed = Changed {
             mode: change.mode.is_some(),
@@ -259,12 +271,17 @@ impl View {
             } else {
                 self.copy_up(pin, &node, super::copyup::Depth::Attributes)?;
             }
+            // A copy-up that goes deeper meanwhile gives the file the attributes that it found.
+            let _copying = node.copying.lock();
             let _names = self.names.read();
             self.still_shown(&node)?;
             let before = self.attributes(pin, &node)?;
             let fd = self.upper_handle(&node)?;
             if change.uid.is_some() || change.gid.is_some() {
                 sys::chown(&fd, change.uid, change.gid)?;
+                if node.is_file() {
+                    self.drop_capability(pin, &node, &fd)?;
+                }
                 let stripped = self.mode_after_chown(&node, &before, change);
                 if let Some(mode) = stripped {
                     sys::chmod(&fd, mode)?;
@@ -305,31 +322,54 @@ impl View {
         (self.follows(node) || node.is_dir() || mode & 0o6000 != 0).then_some(mode)
     }
 
-    /// Clears setuid and setgid and the file's capabilities, as a write by somebody without privilege does.
-    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>) -> Answer<()> {
-        if !node.is_file() {
+    /// Clears the file's capabilities, as every write does, and with `bits` setuid and setgid too, as a write by
+    /// somebody without privilege does.
+    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, bits: bool) -> Answer<()> {
+        if node.is_dir() || node.format == libc::S_IFLNK {
             return Ok(());
         }
+        let look = || -> Answer<(u32, u32, bool)> {
+            let now = self.attributes(pin, node)?.mode & 0o7777;
+            let mut mode = now & !libc::S_ISUID;
+            if mode & libc::S_IXGRP != 0 {
+                mode &= !libc::S_ISGID;
+            }
+            Ok((now, if bits { mode } else { now }, self.xattr(pin, node, CAPABILITY)?.is_some()))
+        };
+        let (now, mode, capable) = {
+            let _names = self.names.read();
+            look()?
+        };
+        if now == mode && !capable {
+            return Ok(());
+        }
+        self.copy_up(pin, node, super::copyup::Depth::Attributes)?;
+        let _copying = node.copying.lock();
         let _names = self.names.read();
-        let now = self.attributes(pin, node)?;
-        let mut mode = now.mode & 0o7777 & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 {
-            mode &= !libc::S_ISGID;
-        }
-        if node.state().upper.is_none() {
-            return Ok(());
-        }
+        let (now, mode, _) = look()?;
         let fd = self.upper_handle(node)?;
-        if mode != now.mode & 0o7777 {
+        if now != mode {
             sys::chmod(&fd, mode)?;
             self.note_changed(node, &fd, &Changed { mode: true, ..Changed::default() })?;
         }
-        match crate::sys::xattr::remove(&fd, b"security.capability") {
+        self.drop_capability(pin, node, &fd)
+    }
+
+    /// Takes a file's capabilities away, the stack's too. The caller holds `names`.
+    fn drop_capability(&self, pin: &Pin, node: &Arc<Node>, fd: impl AsFd) -> Answer<()> {
+        let capable = self.xattr(pin, node, CAPABILITY)?.is_some();
+        match xattr::remove(fd.as_fd(), CAPABILITY) {
             Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) => {
-                Err(e.into())
+                return Err(e.into());
             }
-            _ => Ok(()),
+            _ => {}
         }
+        if capable {
+            let mut changed = Changed::default();
+            changed.xattrs.insert(CAPABILITY.to_vec());
+            self.note_changed(node, fd, &changed)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn follows(&self, node: &Node) -> bool {

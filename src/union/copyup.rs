@@ -266,9 +266,11 @@ impl View {
         fresh: bool,
     ) -> Answer<()> {
         let user = self.writable()?;
-        // Several names become one inode at once.
-        let (_one, _several) =
-            if names.len() > 1 { (None, Some(self.names.write())) } else { (Some(self.names.read()), None) };
+        // Nobody sees a part of a hard-link group.
+        let (_read, _write) = match names.len() {
+            0 | 1 => (Some(self.names.read()), None),
+            _ => (None, Some(self.names.write())),
+        };
         let gone = node.state().gone;
         // A swap may have led names elsewhere while the content was copied.
         let names: Vec<_> = if gone { Vec::new() } else { self.names_that_lead_to(node, names)? };
@@ -396,6 +398,10 @@ impl View {
         } else {
             let (atime, mtime) = (SetTime::To(attributes.atime), SetTime::To(attributes.mtime));
             sys::set_times(&handle, atime, mtime)?;
+            // Writing the content took the capabilities away.
+            if let Some((name, value)) = xattrs.iter().find(|(n, _)| n == super::attributes::CAPABILITY) {
+                xattr::set(&handle, name, value, xattr::Set::Any)?;
+            }
         }
         if fresh {
             user.marks.clear(&handle, &user.marks.own("ino"))?;

@@ -293,7 +293,7 @@ impl View {
             return Err(Fail(libc::EBADF));
         }
         if kill {
-            self.kill_privileges(pin, &handle.node)?;
+            self.kill_privileges(pin, &handle.node, true)?;
         }
         self.content(&handle.node)?.write_all_at(data, offset)?;
         Ok(())
@@ -315,7 +315,7 @@ impl View {
         };
         file.set_len(size)?;
         if caller.uid != 0 {
-            self.kill_privileges(pin, node)?;
+            self.kill_privileges(pin, node, true)?;
         }
         Ok(())
     }
@@ -373,7 +373,7 @@ impl View {
         let file = self.content(&handle.node)?;
         sys::fallocate(&*file, mode, offset, len)?;
         if caller.uid != 0 {
-            self.kill_privileges(pin, &handle.node)?;
+            self.kill_privileges(pin, &handle.node, true)?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::attributes::Attributes;
+use super::lower::Lower;
 use super::marks::Found;
 use super::node::{Node, UNKNOWN, born_number};
 use super::{Answer, Fail, Pin, View};
@@ -95,10 +96,11 @@ impl View {
             let index = &lower.tree.index;
             for at in index.children(&lower.entry)? {
                 let entry = index.node(at)?;
+                let path = Lower { tree: lower.tree.clone(), entry, pinned: lower.pinned };
                 below.push(Item {
                     name: index.name(&entry)?.to_vec(),
                     format: entry.format(),
-                    id: entry.number,
+                    id: self.lower_number(pin, &path)?,
                 });
             }
         }

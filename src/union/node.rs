@@ -84,6 +84,8 @@ pub struct State {
     pub writers: u32,
     /// Was open for writing past the daemon: its attributes may change unseen.
     pub unseen: bool,
+    /// Its capabilities were removed, and nothing was asked for since.
+    pub capability_removed: bool,
     /// Subdirectories of a merged directory, and the generation in which they were counted.
     pub subdirs: Option<(u64, u32)>,
 }
@@ -224,7 +226,12 @@ impl Nodes {
     /// Puts a node in the place of another with the same number, which was deleted and whose number the host
     /// gave away again.
     pub fn replace(&self, node: &Arc<Node>) {
-        self.known.lock().insert(node.id, Known::new(node.clone()));
+        // The kernel's forgets of the old one count down the same number.
+        let mut known = self.known.lock();
+        let lookups = known.get(&node.id).map_or(0, |k| k.lookups);
+        let old = known.insert(node.id, Known { lookups, ..Known::new(node.clone()) });
+        drop(known);
+        drop(old);
     }
 
     /// Whether the kernel was given the node so lately that it may still be about to note down the answer.

@@ -12,6 +12,36 @@ use crate::layer::index;
 use crate::store::Digest;
 use crate::sys::fs::{self as sys, Open, Stat};
 
+/// Bits that make another number of a path's, the first of which leads to no path of the tree.
+const SPLITS: std::ops::RangeInclusive<u32> = 56..=61;
+
+/// The number of what is left of a hard-link group below the user layer.
+pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::Result<u64> {
+    for bit in SPLITS.rev() {
+        let other = number ^ (1 << bit);
+        if other > ROOT && index.by_number(other)?.is_none() {
+            return Ok(other);
+        }
+    }
+    Ok(number)
+}
+
+/// The path of a number, or of the number that it was made of by [`split_number`].
+fn by_number(index: &index::Index, id: u64) -> crate::error::Result<Option<index::Node>> {
+    if let Some(entry) = index.by_number(id)? {
+        return Ok(Some(entry));
+    }
+    for bit in SPLITS.rev() {
+        if let Some(entry) = index.by_number(id ^ (1 << bit))?
+            && !entry.is_dir()
+            && entry.nlink > 1
+        {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
 impl View {
     /// Looks a name up; the kernel is given the node. `None`: no such name.
     pub fn lookup(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<Option<(Arc<Node>, Attributes)>> {
@@ -99,9 +129,48 @@ impl View {
             }
         }
         Ok(match below(self)? {
-            Some(lower) => self.lower_child(pin, dir, name, lower, renumber).map(Some),
+            Some(lower) => self.lower_child(pin, dir, name, lower, renumber)?.map(Some),
             None => Some(None),
         })
+    }
+
+    /// The number under which a path of the stack is seen that the user layer does not hold.
+    ///
+    /// It is the tree's, unless the path belongs to a hard-link group of which the user layer holds or hides
+    /// another path: then what has the number is the user's (copied up on a stack where the group was
+    /// another), and the rest of the group is an inode of its own.
+    pub(crate) fn lower_number(&self, pin: &Pin, lower: &Lower) -> Answer<u64> {
+        let (entry, index) = (&lower.entry, &lower.tree.index);
+        let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
+        else {
+            return Ok(entry.number);
+        };
+        for other in index.group(entry)? {
+            if other.at == entry.at {
+                continue;
+            }
+            let parent = index.node(other.parent)?;
+            let dir = self.walk(pin, &index.path(&parent)?)?.filter(|d| d.is_dir());
+            let Some(dir) = dir else { return Ok(split_number(index, entry.number)?) };
+            let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.entry.at == parent.at);
+            let has_upper = dir.state().upper.is_some();
+            if !merged
+                || has_upper && user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)?.is_some()
+            {
+                return Ok(split_number(index, entry.number)?);
+            }
+        }
+        Ok(entry.number)
+    }
+
+    /// How many paths of the stack show a node that the user layer does not hold.
+    pub(crate) fn split_links(&self, pin: &Pin, node: &Node, lower: &Lower) -> Answer<u32> {
+        let mut links = 0;
+        for other in lower.tree.index.group(&lower.entry)? {
+            let path = lower.tree.index.path(&other)?;
+            links += u32::from(self.walk(pin, &path)?.is_some_and(|n| n.id == node.id));
+        }
+        Ok(links)
     }
 
     /// The node of what only the stack has. `None`: something of the user's has its number.
@@ -112,8 +181,8 @@ impl View {
         name: &[u8],
         lower: Lower,
         renumber: bool,
-    ) -> Option<Arc<Node>> {
-        let (mut id, format) = (lower.entry.number, lower.entry.format());
+    ) -> Answer<Option<Arc<Node>>> {
+        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.entry.format());
         let generation = pin.0.number;
         let node = loop {
             let node = self.nodes.get_or_add(id, || {
@@ -125,7 +194,7 @@ impl View {
                 break node;
             }
             if !renumber {
-                return None;
+                return Ok(None);
             }
             id = other_number(id);
         };
@@ -138,7 +207,7 @@ impl View {
             }
         }
         node.add_name(dir, name);
-        Some(node)
+        Ok(Some(node))
     }
 
     /// Whether a known node of the number that an entry of the user layer claims is another inode than that entry:
@@ -163,7 +232,7 @@ impl View {
         };
         for (parent, name) in names {
             let Some(lower) = self.below(pin, &parent, &name)? else { continue };
-            if lower.entry.number != known.id || parent.state().gone {
+            if self.lower_number(pin, &lower)? != known.id || parent.state().gone {
                 continue;
             }
             let above = match &self.user {
@@ -285,7 +354,7 @@ impl View {
                 None => None,
             }
         } else {
-            tree.index.by_number(number)?.map(plain)
+            by_number(&tree.index, number)?.map(plain)
         };
         let mut state = node.state();
         if state.lower_generation > pin.0.number {
@@ -429,7 +498,7 @@ impl View {
     fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
         let _names = self.names.read();
         if id < BORN
-            && let Some(entry) = pin.0.tree.index.by_number(id)?
+            && let Some(entry) = by_number(&pin.0.tree.index, id)?
         {
             for name in pin.0.tree.index.group(&entry)? {
                 let path = pin.0.tree.index.path(&name)?;

@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::lower::Tree;
 use super::marks::{Found, Namespace, PinMark};
 use super::node::Node;
-use super::resolve::other_number;
+use super::resolve::{other_number, split_number};
 use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
+use crate::layer::index::Node as TreeNode;
 use crate::store::Digest;
 use crate::sys::fs::{self as sys, Open};
 
@@ -360,25 +361,31 @@ impl View {
                 (None, Some(node)) => node.id,
                 _ => continue,
             };
-            let known = change.old.as_ref().is_none_or(|n| {
-                self.nodes.get(n.number).is_some() || self.nodes.get(other_number(n.number)).is_some()
-            });
+            // The numbers under which the kernel may know what was there.
+            let ids = match &change.old {
+                Some(n) => vec![n.number, split_number(&old.index, n.number)?, other_number(n.number)],
+                None => Vec::new(),
+            };
+            let ids: Vec<u64> = ids.into_iter().filter(|id| self.nodes.get(*id).is_some()).collect();
+            let known = change.old.is_none() || !ids.is_empty();
             let same_number = match (&change.old, &change.new) {
                 (Some(a), Some(b)) => a.number == b.number,
                 _ => false,
             };
             if change.kind == Kind::Metadata && same_number {
-                if known {
-                    out.push(Notice::Attributes(side.0.number));
+                out.extend(ids.iter().map(|id| Notice::Attributes(*id)));
+                // Which number a name of a hard-link group has depends on what the user has of the group.
+                let linked = |n: &Option<TreeNode>| n.as_ref().is_some_and(|n| !n.is_dir() && n.nlink > 1);
+                if !linked(&change.old) && !linked(&change.new) {
+                    continue;
                 }
-                continue;
             }
             dirs.insert(parent);
             if known && !carries_mount(&change.path, mounts) {
                 // A directory must be dropped, so that working directories in it learn that it is gone. And what was
                 // given lately: who asked for it may not have noted the answer yet, and with it a new lifetime.
-                let drop =
-                    change.old.as_ref().is_some_and(|n| n.is_dir() || self.nodes.given_lately(n.number));
+                let drop = change.old.as_ref().is_some_and(TreeNode::is_dir)
+                    || ids.iter().any(|id| self.nodes.given_lately(*id));
                 let name = name.to_vec();
                 out.push(if drop { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
             }

@@ -122,6 +122,7 @@ impl View {
         let pins = node.is_file() && name.starts_with(b"security.");
         self.copy_up(pin, &node, if pins { Depth::Pin } else { Depth::Attributes })?;
         let user = self.writable()?;
+        let _copying = node.copying.lock();
         let _names = self.names.read();
         self.still_shown(&node)?;
         let mode = self.attributes(pin, &node)?;
@@ -142,6 +143,7 @@ impl View {
     pub fn removexattr(&self, pin: &Pin, id: u64, name: &[u8]) -> Answer<()> {
         self.writable()?;
         let node = self.node(pin, id)?;
+        node.state().capability_removed = name == super::attributes::CAPABILITY;
         {
             let _names = self.names.read();
             if self.xattr(pin, &node, name)?.is_none() {
@@ -153,6 +155,7 @@ impl View {
         let pins = node.is_file() && name.starts_with(b"security.");
         self.copy_up(pin, &node, if pins { Depth::Pin } else { Depth::Attributes })?;
         let user = self.writable()?;
+        let _copying = node.copying.lock();
         let _names = self.names.read();
         self.still_shown(&node)?;
         let handle = self.upper_handle(&node)?;

@@ -174,6 +174,11 @@ fn daemons(dir: &Path) -> Vec<u32> {
 }
 
 fn is_dead(pid: u32) -> bool {
+    // The first thread may have ended while others still hold the files and locks of all.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if threads > 1 {
+        return false;
+    }
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with(['Z', 'X']))
 }

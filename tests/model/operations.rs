@@ -81,6 +81,8 @@ pub enum Operation {
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const XATTRS: [&str; 6] =
     ["user.x", "user.y", "trusted.t", "trusted.overlay.opaque", "security.s", "trusted.reroot.pin"];
+/// `cap_net_raw+ep`, as `linux/capability.h` lays it out (revision 2).
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 
@@ -152,6 +154,7 @@ impl Operation {
             64 => O::SetXattr(path(c), ACL, acl(c.pick(&[0, 6, 7]), c.pick(&[0, 4, 7])), 0),
             65 => O::SetXattr(path(c), DEFAULT, acl(c.pick(&[0, 6, 7]), c.pick(&[0, 4, 7])), 0),
             66 => O::RemoveXattr(path(c), c.pick(&[ACL, DEFAULT])),
+            67 if c.below(2) == 0 => O::SetXattr(path(c), "security.capability", CAPABILITY.to_vec(), 0),
             67 => O::RemoveXattr(path(c), c.pick(&XATTRS)),
             68..=70 => {
                 let (kind, major, minor) = c.pick(&[
@@ -159,7 +162,8 @@ impl Operation {
                     (libc::S_IFCHR, 1, 3),
                     (libc::S_IFIFO, 0, 0),
                     (libc::S_IFSOCK, 0, 0),
-                    (libc::S_IFBLK, 7, 0),
+                    // A number that no driver has: it is opened and written to.
+                    (libc::S_IFBLK, 60, 0),
                 ]);
                 O::Mknod(path(c), kind | 0o640, major, minor)
             }
