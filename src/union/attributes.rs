@@ -274,7 +274,7 @@ impl View {
             // A copy-up that goes deeper meanwhile gives the file the attributes that it found.
             let _copying = node.copying.lock();
             let _names = self.names.read();
-            self.still_shown(&node)?;
+            self.still_shown(&node, false)?;
             let before = self.attributes(pin, &node)?;
             let fd = self.upper_handle(&node)?;
             if change.uid.is_some() || change.gid.is_some() {

@@ -49,7 +49,7 @@ impl View {
         let copying = node.copying.lock();
         {
             let _names = self.names.read();
-            self.still_shown(node)?;
+            self.still_shown(node, matches!(depth, Depth::Content | Depth::Empty))?;
         }
         if self.is_up(node, depth) {
             return Ok(());
@@ -392,7 +392,7 @@ impl View {
             }
         }
         let _names = self.names.read();
-        self.still_shown(node)?;
+        self.still_shown(node, true)?;
         if marks.follows.is_some() {
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
         } else {

@@ -469,7 +469,10 @@ impl View {
     /// Whether a change may reach a node: not one whose names lead elsewhere since a swap. What the user has is
     /// never displaced, so this is about what the stack shows. The caller holds `names`, so that no swap comes
     /// between this and the change. `ESTALE` makes the kernel walk again.
-    pub(crate) fn still_shown(&self, node: &Arc<Node>) -> Answer<()> {
+    ///
+    /// Once the kernel knows the swap, what changes attributes of a displaced file comes through a handle that was
+    /// opened before: the file is one without a name then, and the change is its own.
+    pub(crate) fn still_shown(&self, node: &Arc<Node>, content: bool) -> Answer<()> {
         let pin = self.pin();
         let names = {
             let state = node.state();
@@ -484,7 +487,18 @@ impl View {
                 return Ok(());
             }
         }
-        Err(Fail(libc::ESTALE))
+        let open = {
+            let state = node.state();
+            state.cached + state.passed > 0
+        };
+        if content || !open || !self.is_told(&pin) {
+            return Err(Fail(libc::ESTALE));
+        }
+        let last = self.attributes(&pin, node)?;
+        let mut state = node.state();
+        state.names.clear();
+        (state.gone, state.ghost, state.upper, state.host) = (true, Some(last), None, None);
+        Ok(())
     }
 
     /// The node of a number: a known one, or one that the kernel forgot and asks for again by a file handle.

@@ -403,7 +403,7 @@ impl View {
         }
     }
 
-    fn is_told(&self, now: &Pin) -> bool {
+    pub(crate) fn is_told(&self, now: &Pin) -> bool {
         self.told.load(Ordering::Relaxed) >= now.0.number
     }
 
