@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod actors;
 mod conflicts;
 mod fleet;
 mod live;

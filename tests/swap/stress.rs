@@ -7,28 +7,29 @@
 //! `REROOT_SWAPS` says how many swaps are made.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::actors::{attributes, listed, reader, types_and_links, writer};
 use super::common::{self, Program, Scratch, tree};
 
 /// Swaps that are made unless the environment says otherwise: half a minute of them.
 const SWAPS: usize = 300;
-const VERSIONS: u64 = 3;
+pub const VERSIONS: u64 = 3;
 /// Paths of each kind.
-const MANY: u64 = 40;
+pub const MANY: u64 = 40;
 const WRITERS: u64 = 4;
 /// Paths of each kind for each writer.
-const POOL: u64 = 60;
+pub const POOL: u64 = 60;
 const BIG: usize = 1_200_000;
 
 /// What version `v` has at a path; `None` where it has nothing there. Paths are `KIND/NUMBER` or beneath.
-fn content(path: &str, v: u64) -> Option<Vec<u8>> {
+pub fn content(path: &str, v: u64) -> Option<Vec<u8>> {
     let mut parts = path.rsplit('/');
     let mut n: u64 = parts.find_map(|p| p.parse().ok()).unwrap_or(0);
     n += path.len() as u64;
@@ -46,7 +47,7 @@ fn content(path: &str, v: u64) -> Option<Vec<u8>> {
     Some(format!("{path} of version {v}\n").repeat(1 + (n + v) as usize % 40).into_bytes())
 }
 
-fn mode(v: u64) -> u32 {
+pub fn mode(v: u64) -> u32 {
     [0o644, 0o600, 0o755][v as usize % 3]
 }
 
@@ -102,14 +103,14 @@ fn fill(dir: &Path, v: u64) {
 
 /// What a path must show at the end, on version `v`.
 #[derive(Clone, Debug)]
-enum Want {
+pub enum Want {
     Bytes(Vec<u8>),
     /// The version's content with this mode.
     Follows(u32),
     Gone,
 }
 
-struct World {
+pub struct World {
     top: PathBuf,
     /// The versions that swaps went to, the last perhaps on its way.
     history: Mutex<Vec<u64>>,
@@ -118,13 +119,13 @@ struct World {
     stop: AtomicBool,
     failures: Mutex<Vec<String>>,
     wanted: Mutex<BTreeMap<String, Want>>,
-    reads: AtomicU64,
+    pub reads: AtomicU64,
     writes: AtomicU64,
 }
 
 impl World {
     /// Does something, and says which versions may have been seen meanwhile.
-    fn during<T>(&self, act: impl FnOnce() -> T) -> (T, Vec<u64>) {
+    pub fn during<T>(&self, act: impl FnOnce() -> T) -> (T, Vec<u64>) {
         let from = self.done.load(Ordering::SeqCst) - 1;
         let result = act();
         let mut versions = self.history.lock().unwrap()[from..].to_vec();
@@ -133,7 +134,7 @@ impl World {
         (result, versions)
     }
 
-    fn fail(&self, text: String) {
+    pub fn fail(&self, text: String) {
         let mut failures = self.failures.lock().unwrap();
         failures.push(format!("swap {}: {text}", self.done.load(Ordering::SeqCst)));
         if failures.len() > 40 {
@@ -141,16 +142,16 @@ impl World {
         }
     }
 
-    fn stopped(&self) -> bool {
+    pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
 
-    fn join(&self, path: &str) -> PathBuf {
+    pub fn join(&self, path: &str) -> PathBuf {
         self.top.join(path)
     }
 
     /// Checks bytes, or that nothing is there, against what the versions show. Which version it is, if one.
-    fn judge(&self, what: &str, path: &str, seen: &io::Result<Vec<u8>>, versions: &[u64]) -> Option<u64> {
+    pub fn judge(&self, what: &str, path: &str, seen: &io::Result<Vec<u8>>, versions: &[u64]) -> Option<u64> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         let found = versions.iter().find(|v| match (content(path, **v), seen) {
             (Some(want), Ok(bytes)) => want == *bytes,
@@ -173,295 +174,26 @@ impl World {
         found.copied()
     }
 
-    fn want(&self, path: &str, want: Want) {
+    pub fn want(&self, path: &str, want: Want) {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.wanted.lock().unwrap().insert(path.into(), want);
     }
 
     /// Does something for a writer that must succeed.
-    fn must<T>(&self, what: &str, result: io::Result<T>) -> Option<T> {
+    pub fn must<T>(&self, what: &str, result: io::Result<T>) -> Option<T> {
         result.map_err(|e| self.fail(format!("{what}: {e}"))).ok()
     }
 }
 
 /// A cheap source of numbers that look random.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % n
-    }
-}
-
-fn reader(world: &World, seed: u64) {
-    let mut dice = Dice(seed * 7919 + 1);
-    while !world.stopped() {
-        let n = dice.below(MANY);
-        let kind = ["same", "mode", "changing", "some"][dice.below(4) as usize];
-        let path = if dice.below(5) == 0 { format!("part/{n}/sub/g") } else { format!("{kind}/{n}") };
-        match dice.below(8) {
-            0..=2 => {
-                let (seen, versions) = world.during(|| fs::read(world.join(&path)));
-                world.judge("reading", &path, &seen, &versions);
-            }
-            3 => {
-                let path = if dice.below(4) == 0 { "big".into() } else { path };
-                held(world, &path, dice.below(20));
-            }
-            4 => {
-                let path = if dice.below(4) == 0 { "big".into() } else { path };
-                mapped(world, &path, dice.below(20));
-            }
-            5 => attributes(world, n),
-            6 => listed(world, n),
-            _ => types_and_links(world, n),
-        }
-    }
-}
-
-fn held(world: &World, path: &str, wait: u64) {
-    let open = || {
-        let mut file = File::open(world.join(path))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok((file, bytes))
-    };
-    let (seen, versions) = world.during(open);
-    let (file, seen) = match seen {
-        Ok((file, bytes)) => (Some(file), Ok(bytes)),
-        Err(e) => (None, Err(e)),
-    };
-    world.judge("opening", path, &seen, &versions);
-    let (Some(mut file), Ok(first)) = (file, seen) else { return };
-    std::thread::sleep(Duration::from_millis(wait));
-    let mut again = Vec::new();
-    let result = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut again));
-    world.must(&format!("reading the open {path}"), result);
-    if again != first {
-        world.fail(format!("the open {path} has other bytes now"));
-    }
-}
-
-fn mapped(world: &World, path: &str, wait: u64) {
-    let (file, _) = world.during(|| File::open(world.join(path)));
-    let Ok(file) = file else { return };
-    let Some(map) = world.must(&format!("mapping {path}"), reroot::sys::map::Map::of(&file)) else { return };
-    drop(file);
-    std::thread::sleep(Duration::from_millis(wait));
-    if !(1..=VERSIONS).any(|v| content(path, v).is_some_and(|c| c == map[..])) {
-        world.fail(format!("the mapping of {path} is of no version"));
-    }
-    world.reads.fetch_add(1, Ordering::Relaxed);
-}
-
-fn attributes(world: &World, n: u64) {
-    let path = format!("mode/{n}");
-    let (seen, versions) = world.during(|| fs::symlink_metadata(world.join(&path)).map(|m| m.mode() & 0o777));
-    match seen {
-        Ok(seen) if versions.iter().any(|v| mode(*v) == seen) => {}
-        other => world.fail(format!("the mode of {path}: {other:?}, allowed are {versions:?}")),
-    }
-    for kind in ["changing", "some"] {
-        let path = format!("{kind}/{n}");
-        let (seen, versions) = world.during(|| fs::symlink_metadata(world.join(&path)));
-        let right = versions.iter().any(|v| match (content(&path, *v), &seen) {
-            (Some(c), Ok(m)) => c.len() as u64 == m.len(),
-            (None, Err(e)) => e.kind() == io::ErrorKind::NotFound,
-            _ => false,
-        });
-        if !right {
-            world
-                .fail(format!("attributes of {path}: {:?}, allowed are {versions:?}", seen.map(|m| m.len())));
-        }
-    }
-}
-
-fn listed(world: &World, n: u64) {
-    let names = |dir: &str| -> io::Result<Vec<String>> {
-        let mut out = Vec::new();
-        for entry in fs::read_dir(world.join(dir))? {
-            out.push(entry?.file_name().into_string().unwrap_or_default());
-        }
-        out.sort();
-        Ok(out)
-    };
-    let (seen, versions) = world.during(|| names("some"));
-    let expected = |v: u64| {
-        let all = (0..MANY).filter(|n| content(&format!("some/{n}"), v).is_some()).map(|n| n.to_string());
-        let mut all: Vec<String> = all.collect();
-        all.sort();
-        all
-    };
-    match &seen {
-        Ok(seen) if versions.iter().any(|v| expected(*v) == *seen) => {}
-        other => world.fail(format!("the listing of some: {other:?}, allowed are those of {versions:?}")),
-    }
-    let dir = format!("part/{n}");
-    let (seen, versions) = world.during(|| names(&dir));
-    let right = versions.iter().any(|v| match (content(&format!("{dir}/f"), *v), &seen) {
-        (Some(_), Ok(names)) => names.contains(&"f".to_string()),
-        (None, Err(e)) => e.kind() == io::ErrorKind::NotFound,
-        // Opened while it was there, listed when it was gone: as after rmdir(2).
-        (None, Ok(names)) => names.is_empty() && versions.len() > 1,
-        _ => false,
-    });
-    if !right {
-        world.fail(format!("the listing of {dir}: {seen:?}, allowed are those of {versions:?}"));
-    }
-}
-
-fn types_and_links(world: &World, n: u64) {
-    let at = world.join(&format!("type/{n}"));
-    let (seen, versions) = world.during(|| {
-        let kind = fs::symlink_metadata(&at)?.file_type();
-        Ok::<_, io::Error>(if kind.is_file() {
-            0
-        } else if kind.is_dir() {
-            1
-        } else {
-            2
-        })
-    });
-    match seen {
-        Ok(seen) if versions.iter().any(|v| (n + v) % 3 == seen) => {}
-        other => world.fail(format!("the type of type/{n}: {other:?}, allowed are those of {versions:?}")),
-    }
-    let (seen, versions) = world.during(|| fs::read_to_string(world.join(&format!("links/{n}b"))));
-    let want = |v: u64| if (n + v).is_multiple_of(2) { format!("links {n}") } else { format!("links {n} b") };
-    match seen {
-        Ok(seen) if versions.iter().any(|v| want(*v) == seen) => {}
-        other => world.fail(format!("links/{n}b: {other:?}, allowed are those of {versions:?}")),
-    }
-}
-
-fn writer(world: &World, w: u64, pause: Duration) {
-    let mut n = 0;
-    let mut own = 0;
-    while !world.stopped() {
-        if n < POOL {
-            change_the_stacks(world, w, n);
-            n += 1;
-            let until = Instant::now() + pause;
-            while Instant::now() < until && !world.stopped() {
-                own_files(world, w, own);
-                own += 1;
-            }
-        } else {
-            own_files(world, w, own);
-            own += 1;
-        }
-    }
-}
-
-/// Copy-ups of every kind, each path once.
-fn change_the_stacks(world: &World, w: u64, n: u64) {
-    let at = |kind: &str| format!("w{w}/{kind}/{n}");
-
-    let path = at("append");
-    let (result, versions) = world.during(|| {
-        let mut file = OpenOptions::new().append(true).open(world.join(&path))?;
-        file.write_all(b"mine")?;
-        file.sync_all()
-    });
-    if world.must(&format!("appending to {path}"), result).is_some() {
-        let seen = fs::read(world.join(&path));
-        let stripped = seen.map(|s| s.strip_suffix(b"mine").map(<[u8]>::to_vec).unwrap_or(s));
-        if let Some(v) = world.judge("what was appended to,", &path, &stripped, &versions) {
-            world.want(&path, Want::Bytes([content(&path, v).unwrap(), b"mine".to_vec()].concat()));
-        }
-    }
-
-    let path = at("chmod");
-    let result = fs::set_permissions(world.join(&path), fs::Permissions::from_mode(0o640));
-    if world.must(&format!("chmod of {path}"), result).is_some() {
-        world.want(&path, Want::Follows(0o640));
-    }
-
-    let (path, to) = (at("rename"), format!("user/{w}/moved-{n}"));
-    let (result, versions) = world.during(|| fs::rename(world.join(&path), world.join(&to)));
-    if world.must(&format!("renaming {path}"), result).is_some() {
-        if let Some(v) = world.judge("what was renamed,", &path, &fs::read(world.join(&to)), &versions) {
-            world.want(&to, Want::Bytes(content(&path, v).unwrap()));
-        }
-        world.want(&path, Want::Gone);
-    }
-
-    let (path, to) = (at("link"), format!("user/{w}/link-{n}"));
-    let (result, versions) = world.during(|| fs::hard_link(world.join(&path), world.join(&to)));
-    if world.must(&format!("linking {path}"), result).is_some()
-        && let Some(v) = world.judge("what was linked,", &path, &fs::read(world.join(&to)), &versions)
-    {
-        for name in [&path, &to] {
-            world.want(name, Want::Bytes(content(&path, v).unwrap()));
-        }
-    }
-
-    let path = at("unlink");
-    if world.must(&format!("removing {path}"), fs::remove_file(world.join(&path))).is_some() {
-        world.want(&path, Want::Gone);
-    }
-
-    let (path, to) = (at("dirs"), format!("user/{w}/dir-{n}"));
-    let (result, versions) = world.during(|| fs::rename(world.join(&path), world.join(&to)));
-    if world.must(&format!("renaming {path}"), result).is_some() {
-        let one = world.judge(
-            "in what was renamed,",
-            &format!("{path}/f"),
-            &fs::read(world.join(&format!("{to}/f"))),
-            &versions,
-        );
-        if let Some(v) = one {
-            let inner = format!("{path}/sub/g");
-            world.judge("in what was renamed,", &inner, &fs::read(world.join(&format!("{to}/sub/g"))), &[v]);
-            world.want(&format!("{to}/f"), Want::Bytes(content(&format!("{path}/f"), v).unwrap()));
-            world.want(&format!("{to}/sub/g"), Want::Bytes(content(&inner, v).unwrap()));
-        }
-    }
-
-    // A directory that not every version has.
-    let path = format!("w{w}/part/{n}/own");
-    let (result, versions) = world.during(|| fs::write(world.join(&path), &path));
-    let missing = versions.iter().any(|v| content(&format!("w{w}/part/{n}/f"), *v).is_none());
-    match result {
-        Ok(()) => world.want(&path, Want::Bytes(path.clone().into_bytes())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && missing => {}
-        Err(e) => world.fail(format!("making {path}: {e}, allowed are {versions:?}")),
-    }
-}
-
-/// Files that only the user has, in a directory of the user's and in one of the stack.
-fn own_files(world: &World, w: u64, n: u64) {
-    let bytes = format!("{w} {n} ").repeat(1 + n as usize % 300).into_bytes();
-    let (temporary, path) = (format!("user/{w}/tmp"), format!("w{w}/append/own-{}", n % 50));
-    let result = (|| {
-        let mut file = File::create(world.join(&temporary))?;
-        file.write_all(&bytes)?;
-        if n.is_multiple_of(16) {
-            file.sync_all()?;
-        }
-        drop(file);
-        fs::rename(world.join(&temporary), world.join(&path))
-    })();
-    if world.must(&format!("writing {path}"), result).is_some() {
-        world.want(&path, Want::Bytes(bytes.clone()));
-    }
-    match fs::read(world.join(&path)) {
-        Ok(seen) if seen == bytes => {}
-        other => world.fail(format!("reading back {path}: {:?}", other.map(|b| b.len()))),
-    }
-    let path = format!("w{w}/chmod/made-{}", n % 20);
-    if n % 40 < 20 {
-        if let Some(()) = world.must(&format!("mkdir {path}"), fs::create_dir(world.join(&path))) {
-            let inner = format!("{path}/in");
-            if world.must(&format!("writing {inner}"), fs::write(world.join(&inner), &inner)).is_some() {
-                world.want(&inner, Want::Bytes(inner.clone().into_bytes()));
-            }
-        }
-    } else if let Some(()) = world.must(&format!("removing {path}"), fs::remove_dir_all(world.join(&path))) {
-        world.want(&format!("{path}/in"), Want::Gone);
     }
 }
 
