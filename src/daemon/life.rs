@@ -29,7 +29,6 @@ enum Word {
 /// daemon in the background.
 pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
     let store = Store::open(&request.store)?;
-    clear_dead_mount(&store, request)?;
     if foreground {
         log_to(None);
         let mut entry = None;
@@ -111,10 +110,9 @@ fn log_path(store: &Store, request: &MountRequest) -> Result<PathBuf> {
 }
 
 /// A daemon that was killed leaves a mount that answers nothing. Where it is this desktop's, or stands where this
-/// mount is to be, it is cleared.
-fn clear_dead_mount(store: &Store, request: &MountRequest) -> Result<()> {
+/// mount is to be, it is cleared. The caller has the claim: a daemon that is still dying has not given it up.
+pub(super) fn clear_dead_mount(store: &Store, request: &MountRequest) -> Result<()> {
     if let Subject::Desktop(name) = &request.subject
-        && store.mounted(name)?.is_none()
         && let Some(entry) = last_words(store, name)
         && is_dead(&entry.mountpoint)
     {

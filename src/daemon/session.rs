@@ -151,6 +151,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         let place = store.mounted(&id).ok().flatten().map(|e| format!(" at {}", e.mountpoint.display()));
         Error::Failed(format!("{id} is mounted already{}", place.unwrap_or_default()))
     })?;
+    super::life::clear_dead_mount(&store, request)?;
     process::clear_umask();
     process::raise_descriptor_limit();
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,7 @@ pub struct MountEntry {
 pub struct MountClaim {
     store: Store,
     id: String,
+    described: AtomicBool,
     _lock: Lock,
 }
 
@@ -45,6 +47,7 @@ impl MountClaim {
     /// Writes or replaces what the mount says of itself.
     pub fn describe(&self, entry: &MountEntry) -> Result<()> {
         let path = self.store.path("mounts").join(format!("{}.json", self.id));
+        self.described.store(true, Ordering::Relaxed);
         publish_for_now(&path, &to_json(entry)).at("writing", path)
     }
 }
@@ -58,7 +61,10 @@ impl MountClaim {
 
 impl Drop for MountClaim {
     fn drop(&mut self) {
-        self.withdraw();
+        // What a mount that was killed said of itself is still needed, by the next one: it clears what is left.
+        if self.described.load(Ordering::Relaxed) {
+            self.withdraw();
+        }
     }
 }
 
@@ -69,7 +75,12 @@ impl Store {
         // Somebody who only looks whether the mount runs holds the lock for a moment.
         for _ in 0..20 {
             if let Some(lock) = lock::attempt(&path, Share::Exclusive).at("locking", &path)? {
-                return Ok(Some(MountClaim { store: self.clone(), id: id.into(), _lock: lock }));
+                return Ok(Some(MountClaim {
+                    store: self.clone(),
+                    id: id.into(),
+                    described: AtomicBool::new(false),
+                    _lock: lock,
+                }));
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
