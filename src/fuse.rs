@@ -580,7 +580,7 @@ impl Filesystem for Adapter {
                     let full =
                         reply.add(INodeNo(a.ino), next, name, &ttl, &attr(&a), Generation(node.generation));
                     if !full {
-                        self.view.listed(&node);
+                        self.view.listed(&pin, &node);
                     }
                     full
                 }

@@ -26,7 +26,7 @@ use crate::sys::{mount, process};
 use crate::union::lower::{Objects, Tree};
 use crate::union::swap::Notice;
 use crate::union::upper::UserLayer;
-use crate::union::{Data, Settings, View};
+use crate::union::{Data, Generation, Settings, View};
 
 /// Threads that serve requests. More than cores, since a request may wait for the disk.
 const THREADS: usize = 10;
@@ -46,6 +46,8 @@ pub struct Running {
     pub entry: Mutex<MountEntry>,
     /// Held by one swap at a time.
     pub swapping: Mutex<()>,
+    /// Generations that requests held on to longer than a swap waited, and what to tell once they are done.
+    pub late: Mutex<Vec<(Arc<Generation>, Vec<Notice>)>>,
     claim: MountClaim,
     notifier: Notifier,
     /// The connection to the kernel, for what the notifier cannot say; root's mounts only.
@@ -230,6 +232,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         view: view.clone(),
         entry: Mutex::new(entry.clone()),
         swapping: Mutex::new(()),
+        late: Mutex::default(),
         claim,
         notifier: session.notifier(),
         device,
@@ -348,6 +351,11 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
             since += step;
         }
         running.tell(&running.view.take_notices());
+        let done: Vec<_> = running.late.lock().extract_if(.., |(old, _)| View::drained(old)).collect();
+        for (old, notices) in done {
+            running.tell(&notices);
+            running.view.told(old.number + 1);
+        }
         if since >= SYNC_EVERY {
             since = Duration::ZERO;
             running.view.sweep();

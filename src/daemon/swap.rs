@@ -160,10 +160,12 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
     let (target, plan, mut report) = {
         let _in_use = store.in_use()?;
         let held = desktop.lock()?;
-        let state = desktop.state()?;
+        let mut state = desktop.state()?;
+        // A swap whose last step failed: the view is on its target.
+        state.complete_pending();
         let (target, plan) = plan(store, desktop, &state, request)?;
         let report = plan.report(desktop, &state, &target, request.dry_run, true);
-        refuse_mounts_beneath(running, &plan.changes)?;
+        refuse_mounts_beneath(running, desktop, &plan.changes)?;
         if request.dry_run {
             return Ok(SwapReport { total_ms: milliseconds(begin.elapsed()), ..report });
         }
@@ -181,39 +183,58 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
         std::thread::sleep(Duration::from_micros(50));
     }
     log::debug!("swap: planned and noted in {:?}, drained after {:?}", paused - begin, draining.elapsed());
-    let notices = view.notices(&plan.changes, &plan.old, &plan.new)?;
+    // The stack is exchanged: what goes wrong from here on is said, and the swap is finished all the same.
+    let mounts = mounts_beneath(running).unwrap_or_else(|e| {
+        log::error!("{e}");
+        Vec::new()
+    });
+    let notices = view.notices(&plan.changes, &plan.old, &plan.new, &mounts).unwrap_or_else(|e| {
+        log::error!("finding out what the kernel knows: {e}; it is told to ask for everything again");
+        view.every_notice(&mounts)
+    });
     let telling = Instant::now();
     report.invalidated = running.tell(&notices);
+    if View::drained(&old) {
+        view.told(old.number + 1);
+        running.tell(&view.take_notices());
+    } else {
+        log::warn!(
+            "a request that began before the swap is still running; what it answers is taken back later"
+        );
+        running.late.lock().push((old, notices.clone()));
+    }
     log::debug!("swap: {} notices sent in {:?}", notices.len(), telling.elapsed());
     {
         let held = desktop.lock()?;
         let mut state = desktop.state()?;
         state.pending = Some(target);
         state.complete_pending();
-        desktop.write_state(&state, &held)?;
         report.generation = state.generation;
+        if let Err(e) = desktop.write_state(&state, &held) {
+            log::error!("{e}; the swap is done, and what is pending on disk is completed by the next one");
+        }
     }
     report.total_ms = milliseconds(begin.elapsed());
     record(store, &report, request.direction);
     Ok(report)
 }
 
-/// A path that goes or changes its type must not carry a mount.
-fn refuse_mounts_beneath(running: &Running, changes: &[Change]) -> Result<()> {
+/// What is mounted in the view, as paths in it.
+fn mounts_beneath(running: &Running) -> Result<Vec<Vec<u8>>> {
     use std::os::unix::ffi::OsStrExt;
     let top = running.entry.lock().mountpoint.clone();
     let table = mount::table().doing("reading the mount table")?;
-    let beneath: Vec<Vec<u8>> = table
-        .iter()
-        .filter_map(|l| l.point.strip_prefix(&top).ok())
-        .map(|p| p.as_os_str().as_bytes().to_vec())
-        .filter(|p| !p.is_empty())
-        .collect();
-    match blocking_mount(changes, &beneath) {
+    let beneath = table.iter().filter_map(|l| l.point.strip_prefix(&top).ok());
+    Ok(beneath.map(|p| p.as_os_str().as_bytes().to_vec()).filter(|p| !p.is_empty()).collect())
+}
+
+/// A path that goes or changes its type must not carry a mount.
+fn refuse_mounts_beneath(running: &Running, desktop: &Desktop, changes: &[Change]) -> Result<()> {
+    match blocking_mount(&desktop.user_layer()?, changes, &mounts_beneath(running)?)? {
         None => Ok(()),
         Some(path) => Err(Error::Refused(format!(
             "something is mounted at {}/{}, which the target removes or replaces; unmount it first. Nothing changed",
-            top.display(),
+            running.entry.lock().mountpoint.display(),
             String::from_utf8_lossy(&path)
         ))),
     }

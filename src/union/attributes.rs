@@ -89,7 +89,7 @@ fn blocks(size: u64) -> u64 {
 }
 
 /// Attributes of a path of the stack. Access time is the modification time (a stack keeps none).
-fn of_lower(id: u64, lower: &Lower) -> Attributes {
+pub(crate) fn of_lower(id: u64, lower: &Lower) -> Attributes {
     let n = &lower.entry;
     let size = if n.is_dir() { 4096 } else { n.size };
     Attributes {
@@ -185,8 +185,8 @@ impl View {
         } else if node.is_dir() {
             sys::stat(&*self.upper_dir(node)?)?
         } else {
-            let (parent, name) = node.place()?;
-            sys::stat_at(&*self.upper_dir(&parent)?, &name)?
+            let (dir, name) = self.upper_place(node)?;
+            sys::stat_at(&*dir, &name)?
         };
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
@@ -274,6 +274,7 @@ impl View {
             // A copy-up that goes deeper meanwhile gives the file the attributes that it found.
             let _copying = node.copying.lock();
             let _names = self.names.read();
+            self.still_shown(&node, false)?;
             let before = self.attributes(pin, &node)?;
             let fd = self.upper_handle(&node)?;
             if change.uid.is_some() || change.gid.is_some() {

@@ -47,6 +47,10 @@ impl View {
         // Only regular files have content that is worth leaving below.
         let depth = if node.is_file() || depth == Depth::Attributes { depth } else { Depth::Content };
         let copying = node.copying.lock();
+        {
+            let _names = self.names.read();
+            self.still_shown(node, matches!(depth, Depth::Content | Depth::Empty))?;
+        }
         if self.is_up(node, depth) {
             return Ok(());
         }
@@ -102,21 +106,30 @@ impl View {
             let attributes = self.attributes(pin, node)?;
             let xattrs = self.all_xattrs(pin, node)?;
             let version = node.state().lower.as_ref().map(|l| l.tree.version);
-            let names = self.names_to_copy(pin, node)?;
-            let mut state = node.state();
-            if names.is_empty() && !state.gone {
-                state.gone = true;
-                state.ghost = Some(attributes);
-            }
-            state.names.clone_from(&names);
-            drop(state);
-            (attributes, xattrs, names, version)
+            (attributes, xattrs, self.names_to_copy(node)?, version)
         };
         for (parent, _) in &names {
             self.copy_up_dir(pin, parent)?;
         }
         let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
         let placed = self.place_prepared(pin, node, &temporary, file, &names, &marks, fresh);
+        if placed.is_err() {
+            let _ = sys::unlink_at(&user.work, &temporary);
+        }
+        placed
+    }
+
+    /// Goes deeper with a file that follows the stack and shares its inode on disk with names that a swap has
+    /// led elsewhere: they keep the old inode, and this one gets another.
+    fn split(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, names: &[Name]) -> Answer<()> {
+        let user = self.writable()?;
+        let (attributes, xattrs, version) = {
+            let _names = self.names.read();
+            let version = node.state().lower.as_ref().map(|l| l.tree.version);
+            (self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
+        };
+        let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        let placed = self.place_prepared(pin, node, &temporary, file, names, &marks, fresh);
         if placed.is_err() {
             let _ = sys::unlink_at(&user.work, &temporary);
         }
@@ -248,7 +261,7 @@ impl View {
         node: &Arc<Node>,
         temporary: &[u8],
         file: Option<File>,
-        names: &[(Arc<Node>, Box<[u8]>)],
+        names: &[Name],
         marks: &Marks,
         fresh: bool,
     ) -> Answer<()> {
@@ -259,11 +272,16 @@ impl View {
             _ => (None, Some(self.names.write())),
         };
         let gone = node.state().gone;
+        // A swap may have led names elsewhere while the content was copied.
+        let names: Vec<_> = if gone { Vec::new() } else { self.names_that_lead_to(node, names)? };
+        if !gone && names.is_empty() {
+            return Err(Fail(libc::ESTALE));
+        }
+        let host = sys::stat_at(&user.work, temporary)?.ino;
         let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
         let mut left = names.len();
         let mut kept = None;
         if gone {
-            left = 0;
             // Changed through a handle after its last name went: a file without a name.
             kept = Some(Arc::new(sys::open_at(&user.work, temporary, Open::Path)?));
             sys::unlink_at(&user.work, temporary)?;
@@ -274,13 +292,15 @@ impl View {
         } else {
             None
         };
-        for (parent, name) in names.iter().take(left) {
+        for (parent, name) in &names {
             left -= 1;
             let dir = self.upper_dir(parent)?;
             self.keeping_times(parent, || {
                 if user.marks.probe(&*dir, name)?.is_some() {
-                    // Taken away meanwhile, or there already.
-                    return Ok(());
+                    // What stands there follows the stack, as this did: see `split`.
+                    let second = user.temporary_name();
+                    sys::link_at(&user.work, temporary, &user.work, &second)?;
+                    return Ok(sys::rename_at(&user.work, &second, &*dir, name, Rename::Replace)?);
                 }
                 if left == 0 {
                     return Ok(sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)?);
@@ -293,11 +313,13 @@ impl View {
             user.end_group(&note)?;
         }
         if fresh {
-            self.leave_behind(node, names, before);
+            self.leave_behind(node, &names, before);
             return Ok(());
         }
         let mut state = node.state();
         state.upper = Some(marks.clone());
+        state.host = Some(host);
+        state.names.retain(|(p, n)| names.iter().any(|(q, m)| q.id == p.id && m == n));
         state.kept = kept;
         let open = state.cached + state.passed > 0;
         if (gone || open) && state.owns_content() {
@@ -310,7 +332,7 @@ impl View {
     }
 
     /// The node's names lead to another one from now on; handles that are open keep it.
-    fn leave_behind(&self, node: &Arc<Node>, names: &[(Arc<Node>, Box<[u8]>)], ghost: Option<Attributes>) {
+    fn leave_behind(&self, node: &Arc<Node>, names: &[Name], ghost: Option<Attributes>) {
         {
             let mut state = node.state();
             state.names.clear();
@@ -332,6 +354,16 @@ impl View {
         };
         let version = node.state().lower.as_ref().map(|l| l.tree.version);
         let mut marks = node.state().upper.clone().ok_or(Fail(libc::EIO))?;
+        let follows = marks.follows.is_some() && marks.pin.is_none();
+        if follows && depth != Depth::Attributes && !node.state().gone {
+            let names = {
+                let _names = self.names.read();
+                self.names_to_copy(node)?
+            };
+            if u64::from(sys::stat(&handle)?.nlink) > names.len() as u64 {
+                return self.split(pin, node, depth, fresh, &names);
+            }
+        }
         let mut file = None;
         if node.is_file() {
             let (digest, size) = self.object_of(node)?;
@@ -359,6 +391,8 @@ impl View {
                 }
             }
         }
+        let _names = self.names.read();
+        self.still_shown(node, true)?;
         if marks.follows.is_some() {
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
         } else {
@@ -403,15 +437,16 @@ impl View {
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
-    fn names_to_copy(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<Name>> {
-        // A swap may have taken some of the known ones away.
-        let mut out = Vec::new();
-        let known = node.state().names.clone();
-        for (parent, name) in known {
-            if self.child(pin, &parent, &name)?.is_some_and(|c| c.id == node.id) {
-                out.push((parent, name));
-            }
+    fn names_to_copy(&self, node: &Arc<Node>) -> Answer<Vec<Name>> {
+        let pin = &self.pin();
+        let (names, gone) = {
+            let state = node.state();
+            (state.names.clone(), state.gone)
+        };
+        if gone {
+            return Ok(Vec::new());
         }
+        let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
         if lower.entry.nlink > 1 {
             let index = &lower.tree.index;
@@ -433,6 +468,18 @@ impl View {
                 if self.child(pin, &dir, name)?.is_some_and(|c| c.id == node.id) {
                     out.push((dir, name.into()));
                 }
+            }
+        }
+        if out.is_empty() { Err(Fail(libc::ESTALE)) } else { Ok(out) }
+    }
+
+    /// Those of a node's names that lead to it in the present generation. The caller holds `names`.
+    fn names_that_lead_to(&self, node: &Arc<Node>, names: &[Name]) -> Answer<Vec<Name>> {
+        let pin = self.pin();
+        let mut out = Vec::with_capacity(names.len());
+        for (parent, name) in names {
+            if self.child(&pin, parent, name)?.is_some_and(|c| Arc::ptr_eq(&c, node)) {
+                out.push((parent.clone(), name.clone()));
             }
         }
         Ok(out)
@@ -458,6 +505,10 @@ impl View {
         }
         let (attributes, xattrs) = {
             let _names = self.names.read();
+            if self.lower(pin, node)?.is_none() {
+                // A swap removed it while somebody stands in it: as after rmdir(2).
+                return Err(Fail(libc::ENOENT));
+            }
             (self.attributes(pin, node)?, self.all_xattrs(pin, node)?)
         };
         let temporary = user.temporary_name();
@@ -488,8 +539,11 @@ impl View {
                 }
                 Ok(sys::rename_at(&user.work, &temporary, &*dir, &name, Rename::NoReplace)?)
             })?;
+            let host = sys::stat(&handle)?.ino;
             user.keep_dir(node.id, handle);
-            node.state().upper = Some(marks);
+            let mut state = node.state();
+            state.upper = Some(marks);
+            state.host = Some(host);
             Ok(())
         })();
         if result.is_err() {

@@ -93,7 +93,7 @@ impl View {
             let _names = self.names.read();
             self.attributes(pin, &node)?
         };
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok((node, attributes, opened))
     }
 

@@ -159,7 +159,7 @@ impl View {
     }
 
     /// The kernel was given a node in a listing.
-    pub fn listed(&self, node: &Arc<Node>) {
-        self.nodes.remember(node);
+    pub fn listed(&self, pin: &Pin, node: &Arc<Node>) {
+        self.nodes.remember(node, pin.0.number);
     }
 }

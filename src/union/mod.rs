@@ -119,6 +119,10 @@ pub struct View {
     pub(crate) handles: data::Handles,
     pub(crate) dir_handles: listing::DirHandles,
     pub(crate) notices: Mutex<Vec<swap::Notice>>,
+    /// The generation that the kernel's caches are right for.
+    pub(crate) told: std::sync::atomic::AtomicU64,
+    /// The stack before the last swap, until the kernel was told of that.
+    pub(crate) before: Mutex<Option<Arc<Tree>>>,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
 }
 
@@ -145,6 +149,8 @@ impl View {
             handles: data::Handles::default(),
             dir_handles: listing::DirHandles::default(),
             notices: Mutex::default(),
+            told: std::sync::atomic::AtomicU64::new(generation),
+            before: Mutex::default(),
             passthrough: std::sync::atomic::AtomicBool::new(settings.data != Data::Coherent),
         })
     }

@@ -63,7 +63,7 @@ impl View {
         let node = self.make_node(pin, parent, name, what, mode, umask, caller)?.0;
         let _names = self.names.read();
         let attributes = self.attributes(pin, &node)?;
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok((node, attributes))
     }
 
@@ -389,7 +389,7 @@ impl View {
         self.touched(&dir)?;
         node.add_name(&dir, name);
         let attributes = self.attributes(pin, &node)?;
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok((node, attributes))
     }
 
@@ -406,7 +406,13 @@ impl View {
             }
             let (a, b) = {
                 let _names = self.names.read();
-                (self.child(pin, &d1, name)?.ok_or(Fail(libc::ENOENT))?, self.child(pin, &d2, new)?)
+                let a = self.child(pin, &d1, name)?.ok_or(Fail(libc::ENOENT))?;
+                let b = self.child(pin, &d2, new)?;
+                self.is_what_the_kernel_moves(&a, &d1, name)?;
+                if let Some(b) = b.as_ref().filter(|_| how == Replace::Exchange) {
+                    self.is_what_the_kernel_moves(b, &d2, new)?;
+                }
+                (a, b)
             };
             match (&b, how) {
                 (Some(_), Replace::No) => return Err(Fail(libc::EEXIST)),
@@ -547,6 +553,8 @@ impl View {
             sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
             self.moved(&m.a, m.d1, m.name, m.d2, m.new);
             self.moved(b, m.d2, m.new, m.d1, m.name);
+            self.moved_untold(&m.a, m.d2, m.new);
+            self.moved_untold(b, m.d1, m.name);
             if m.d1.id != m.d2.id && m.a.is_dir() != b.is_dir() {
                 let by = if m.a.is_dir() { 1 } else { -1 };
                 self.subdirs_changed(m.d2, by);
@@ -598,6 +606,7 @@ impl View {
             self.name_removed(b, m.d2, m.new, ghost, kept);
         }
         self.moved(&m.a, m.d1, m.name, m.d2, m.new);
+        self.moved_untold(&m.a, m.d2, m.new);
         if m.a.is_dir() && m.d1.id != m.d2.id {
             self.subdirs_changed(m.d1, -1);
             self.subdirs_changed(m.d2, 1);

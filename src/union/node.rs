@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -59,8 +60,12 @@ pub struct State {
     pub lower: Option<Lower>,
     /// The generation that `lower` is right for.
     pub lower_generation: u64,
+    /// The last generation in which one of its names was seen to lead here.
+    pub shown: u64,
     /// Its part in the user layer.
     pub upper: Option<Marks>,
+    /// The host's inode number of that part, where it is known.
+    pub host: Option<u64>,
     /// No name leads here any more.
     pub gone: bool,
     /// The last attributes of a node that is gone.
@@ -173,6 +178,15 @@ struct Known {
     node: Arc<Node>,
     /// How often the kernel was given this node and has not forgotten it.
     lookups: u64,
+    /// When it was given last, and in which generation.
+    given: Instant,
+    generation: u64,
+}
+
+impl Known {
+    fn new(node: Arc<Node>) -> Known {
+        Known { node, lookups: 0, given: Instant::now(), generation: 0 }
+    }
 }
 
 /// The nodes that the kernel, an open handle or a known child needs.
@@ -206,7 +220,7 @@ impl Nodes {
         if id == ROOT {
             return self.root.clone();
         }
-        self.known.lock().entry(id).or_insert_with(|| Known { node: make(), lookups: 0 }).node.clone()
+        self.known.lock().entry(id).or_insert_with(|| Known::new(make())).node.clone()
     }
 
     /// Puts a node in the place of another with the same number, which was deleted and whose number the host
@@ -215,17 +229,30 @@ impl Nodes {
         // The kernel's forgets of the old one count down the same number.
         let mut known = self.known.lock();
         let lookups = known.get(&node.id).map_or(0, |k| k.lookups);
-        let old = known.insert(node.id, Known { node: node.clone(), lookups });
+        let old = known.insert(node.id, Known { lookups, ..Known::new(node.clone()) });
         drop(known);
         drop(old);
     }
 
+    /// Whether the kernel was given the node so lately that it may still be about to note down the answer.
+    pub fn given_lately(&self, id: u64) -> bool {
+        const NOTING: Duration = Duration::from_secs(1);
+        self.known.lock().get(&id).is_some_and(|k| k.given.elapsed() < NOTING)
+    }
+
+    /// Whether the kernel was given the node in that generation.
+    pub fn given_in(&self, id: u64, generation: u64) -> bool {
+        self.known.lock().get(&id).is_some_and(|k| k.generation >= generation)
+    }
+
     /// The kernel was given the node once more.
-    pub fn remember(&self, node: &Arc<Node>) {
+    pub fn remember(&self, node: &Arc<Node>, generation: u64) {
         if node.id != ROOT {
             let mut known = self.known.lock();
-            let entry = known.entry(node.id).or_insert_with(|| Known { node: node.clone(), lookups: 0 });
+            let entry = known.entry(node.id).or_insert_with(|| Known::new(node.clone()));
             entry.lookups += 1;
+            entry.given = Instant::now();
+            entry.generation = entry.generation.max(generation);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::sys::fs::{self as sys, Open, Stat};
 const SPLITS: std::ops::RangeInclusive<u32> = 56..=61;
 
 /// The number of what is left of a hard-link group below the user layer.
-fn split_number(index: &index::Index, number: u64) -> crate::error::Result<u64> {
+pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::Result<u64> {
     for bit in SPLITS.rev() {
         let other = number ^ (1 << bit);
         if other > ROOT && index.by_number(other)?.is_none() {
@@ -54,7 +54,7 @@ impl View {
         };
         let Some(node) = found else { return Ok(None) };
         let attributes = self.attributes(pin, &node)?;
-        self.nodes.remember(&node);
+        self.nodes.remember(&node, pin.0.number);
         Ok(Some((node, attributes)))
     }
 
@@ -66,8 +66,8 @@ impl View {
         }
         let _names = self.names.read();
         if node.state().owns_content() {
-            let (parent, name) = node.place()?;
-            return Ok(sys::readlink_at(&*self.upper_dir(&parent)?, &name)?);
+            let (dir, name) = self.upper_place(&node)?;
+            return Ok(sys::readlink_at(&*dir, &name)?);
         }
         let lower = self.lower(pin, &node)?.ok_or(Fail(libc::ESTALE))?;
         Ok(lower.tree.index.target(&lower.entry)?.to_vec())
@@ -80,6 +80,24 @@ impl View {
 
     /// The node at a name in a directory. The caller holds `names`.
     pub(crate) fn child(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8]) -> Answer<Option<Arc<Node>>> {
+        for last in [false, true] {
+            // The number is that of something of the user's. Either that was brought up just now, at this very
+            // name: then it is found there; or it stands elsewhere: then this one takes another number.
+            if let Some(found) = self.child_once(pin, dir, name, last)? {
+                return Ok(found);
+            }
+        }
+        Err(Fail(libc::EIO))
+    }
+
+    /// `None`: look again.
+    fn child_once(
+        &self,
+        pin: &Pin,
+        dir: &Arc<Node>,
+        name: &[u8],
+        renumber: bool,
+    ) -> Answer<Option<Option<Arc<Node>>>> {
         if !dir.is_dir() {
             return Err(Fail(libc::ENOTDIR));
         }
@@ -97,23 +115,23 @@ impl View {
             (s.upper.is_some(), s.gone)
         };
         if gone {
-            return Ok(None);
+            return Ok(Some(None));
         }
         if has_upper && let Some(user) = &self.user {
             match user.marks.probe(&*self.upper_dir(dir)?, name)? {
-                Some(Found::Whiteout) => return Ok(None),
+                Some(Found::Whiteout) => return Ok(Some(None)),
                 Some(Found::Entry(stat, marks)) => {
                     if let Some(node) = self.upper_child(pin, dir, name, &stat, marks, below(self)?)? {
-                        return Ok(Some(node));
+                        return Ok(Some(Some(node)));
                     }
                 }
                 None => {}
             }
         }
-        match below(self)? {
-            Some(lower) => Ok(Some(self.lower_child(pin, dir, name, lower)?)),
-            None => Ok(None),
-        }
+        Ok(match below(self)? {
+            Some(lower) => self.lower_child(pin, dir, name, lower, renumber)?.map(Some),
+            None => Some(None),
+        })
     }
 
     /// The number under which a path of the stack is seen that the user layer does not hold.
@@ -155,23 +173,79 @@ impl View {
         Ok(links)
     }
 
-    fn lower_child(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8], lower: Lower) -> Answer<Arc<Node>> {
-        let (id, format) = (self.lower_number(pin, &lower)?, lower.entry.format());
+    /// The node of what only the stack has. `None`: something of the user's has its number.
+    fn lower_child(
+        &self,
+        pin: &Pin,
+        dir: &Arc<Node>,
+        name: &[u8],
+        lower: Lower,
+        renumber: bool,
+    ) -> Answer<Option<Arc<Node>>> {
+        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.entry.format());
         let generation = pin.0.number;
-        let node = self.nodes.get_or_add(id, || {
-            let state =
-                State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
-            Node::new(id, format, 0, state)
-        });
+        let node = loop {
+            let node = self.nodes.get_or_add(id, || {
+                let state =
+                    State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
+                Node::new(id, format, 0, state)
+            });
+            if node.format == format && node.state().upper.is_none() {
+                break node;
+            }
+            if !renumber {
+                return Ok(None);
+            }
+            id = other_number(id);
+        };
         {
             let mut state = node.state();
+            state.shown = state.shown.max(generation);
             if state.lower.is_none() || state.lower_generation < generation {
                 state.lower = Some(lower);
                 state.lower_generation = generation;
             }
         }
         node.add_name(dir, name);
-        Ok(node)
+        Ok(Some(node))
+    }
+
+    /// Whether a known node of the number that an entry of the user layer claims is another inode than that entry:
+    /// the user's at another place of the disk, or the stack's at another path.
+    fn is_another(
+        &self,
+        pin: &Pin,
+        known: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Answer<bool> {
+        let names = {
+            let state = known.state();
+            if state.upper.is_some() {
+                return Ok(state.host.is_some_and(|h| h != stat.ino));
+            }
+            if state.names.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
+                return Ok(false);
+            }
+            state.names.clone()
+        };
+        for (parent, name) in names {
+            let Some(lower) = self.below(pin, &parent, &name)? else { continue };
+            if self.lower_number(pin, &lower)? != known.id || parent.state().gone {
+                continue;
+            }
+            let above = match &self.user {
+                Some(user) if parent.state().upper.is_some() => {
+                    user.marks.probe(&*self.upper_dir(&parent)?, &name)?
+                }
+                _ => None,
+            };
+            if above.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The node of an entry of the user layer; `None` where it follows something that is not there.
@@ -186,7 +260,7 @@ impl View {
     ) -> Answer<Option<Arc<Node>>> {
         let format = if marks.null_device { libc::S_IFCHR } else { stat.format() };
         let lower;
-        let id;
+        let mut id;
         let mut generation = 0;
         if stat.is_dir() {
             lower = match &marks.pin {
@@ -212,6 +286,12 @@ impl View {
             lower = None;
             id = marks.number.unwrap_or_else(|| born_number(stat));
         }
+        if id < BORN
+            && let Some(known) = self.nodes.get(id)
+            && self.is_another(pin, &known, dir, name, stat)?
+        {
+            id = born_number(stat);
+        }
         if id >= BORN {
             generation = born_generation(stat);
         }
@@ -220,6 +300,7 @@ impl View {
                 lower: lower.clone(),
                 lower_generation: pin.0.number,
                 upper: Some(marks.clone()),
+                host: Some(stat.ino),
                 ..State::default()
             };
             Node::new(id, format, generation, state)
@@ -235,6 +316,8 @@ impl View {
             if state.upper.is_none() {
                 state.upper = Some(marks);
             }
+            state.host = Some(stat.ino);
+            state.shown = state.shown.max(pin.0.number);
             if lower.is_some() && (state.lower.is_none() || state.lower_generation < pin.0.number) {
                 state.lower = lower;
                 state.lower_generation = pin.0.number;
@@ -251,32 +334,42 @@ impl View {
             let fixed = state.lower.as_ref().is_some_and(|l| l.pinned)
                 || state.upper.as_ref().is_some_and(|m| m.opaque || (m.pin.is_some() && !node.is_dir()))
                 || state.gone;
-            if fixed || state.lower_generation >= pin.0.number {
+            if fixed || state.lower_generation == pin.0.number {
                 return Ok(state.lower.clone());
             }
         }
         let tree = &pin.0.tree;
+        let (number, up) = {
+            let state = node.state();
+            (state.lower.as_ref().map_or(node.id, |l| l.entry.number), state.upper.is_some())
+        };
+        let plain = |entry| Lower { tree: tree.clone(), entry, pinned: false };
         let found = if node.id == ROOT {
-            Some(tree.index.node(index::ROOT)?)
-        } else if node.id < BORN {
-            by_number(&tree.index, node.id)?
-        } else if node.is_dir() {
-            // Made by the user: it lies over a directory of the same path, if the stack has one.
+            Some(plain(tree.index.node(index::ROOT)?))
+        } else if node.is_dir() && up {
+            // In the user layer: it lies over a directory of the same path, if the stack has one.
             let (parent, name) = node.place()?;
             match self.lower(pin, &parent)? {
-                Some(lower) => lower.child(&name)?.filter(|l| l.entry.is_dir()).map(|l| l.entry),
+                Some(lower) => lower.child(&name)?.filter(|l| l.entry.is_dir()),
                 None => None,
             }
         } else {
-            None
+            by_number(&tree.index, number)?.map(plain)
         };
         let mut state = node.state();
+        if state.lower_generation > pin.0.number {
+            // A request of the generation before, while others have moved on: it goes on seeing its own.
+            return Ok(if found.is_some() || node.is_dir() { found } else { state.lower.clone() });
+        }
         if state.lower_generation < pin.0.number {
             match found {
-                Some(entry) => state.lower = Some(Lower { tree: tree.clone(), entry, pinned: false }),
+                Some(lower) => state.lower = Some(lower),
                 None if node.is_dir() => {
-                    // Old handles of a directory that is not there any more see an empty one.
-                    state.lower = None;
+                    // Who stands in a directory that is not there any more sees it as after rmdir(2).
+                    if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
+                        let last = super::attributes::of_lower(node.id, &lower);
+                        state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
+                    }
                 }
                 // Old handles of a file keep what they opened.
                 None => {}
@@ -352,8 +445,60 @@ impl View {
         if node.is_dir() {
             return Ok(self.upper_dir(node)?.try_clone()?);
         }
-        let (parent, name) = node.place()?;
-        Ok(sys::open_at(&*self.upper_dir(&parent)?, &name, Open::Path)?)
+        let (dir, name) = self.upper_place(node)?;
+        Ok(sys::open_at(&*dir, &name, Open::Path)?)
+    }
+
+    /// Where a node that is not a directory stands in the user layer. Of several names one may lead elsewhere
+    /// since a swap: the one that is taken leads to the node's file. The caller holds `names`.
+    pub(crate) fn upper_place(&self, node: &Arc<Node>) -> Answer<(Arc<OwnedFd>, Box<[u8]>)> {
+        let (names, host) = {
+            let state = node.state();
+            (state.names.clone(), state.host)
+        };
+        let several = names.len() > 1;
+        for (parent, name) in names {
+            let Ok(dir) = self.upper_dir(&parent) else { continue };
+            if !several || host.is_none() || sys::stat_at(&*dir, &name).is_ok_and(|s| Some(s.ino) == host) {
+                return Ok((dir, name));
+            }
+        }
+        Err(Fail(libc::ESTALE))
+    }
+
+    /// Whether a change may reach a node: not one whose names lead elsewhere since a swap. What the user has is
+    /// never displaced, so this is about what the stack shows. The caller holds `names`, so that no swap comes
+    /// between this and the change. `ESTALE` makes the kernel walk again.
+    ///
+    /// Once the kernel knows the swap, what changes attributes of a displaced file comes through a handle that was
+    /// opened before: the file is one without a name then, and the change is its own.
+    pub(crate) fn still_shown(&self, node: &Arc<Node>, content: bool) -> Answer<()> {
+        let pin = self.pin();
+        let names = {
+            let state = node.state();
+            let users = state.upper.as_ref().is_some_and(|m| m.follows.is_none() || m.pin.is_some());
+            if node.is_dir() || users || state.gone || state.shown >= pin.0.number {
+                return Ok(());
+            }
+            state.names.clone()
+        };
+        for (parent, name) in names {
+            if self.child(&pin, &parent, &name)?.is_some_and(|c| Arc::ptr_eq(&c, node)) {
+                return Ok(());
+            }
+        }
+        let open = {
+            let state = node.state();
+            state.cached + state.passed > 0
+        };
+        if content || !open || !self.is_told(&pin) {
+            return Err(Fail(libc::ESTALE));
+        }
+        let last = self.attributes(&pin, node)?;
+        let mut state = node.state();
+        state.names.clear();
+        (state.gone, state.ghost, state.upper, state.host) = (true, Some(last), None, None);
+        Ok(())
     }
 
     /// The node of a number: a known one, or one that the kernel forgot and asks for again by a file handle.
@@ -446,4 +591,9 @@ impl View {
         names.reverse();
         names.join(&b'/')
     }
+}
+
+/// The number of something of the stack whose own number something else has.
+pub(crate) fn other_number(id: u64) -> u64 {
+    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BORN).max(2)
 }

@@ -8,13 +8,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::lower::Tree;
 use super::marks::{Found, Namespace, PinMark};
-use super::node::BORN;
-use super::{Generation, View};
+use super::node::Node;
+use super::resolve::{other_number, split_number};
+use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
 use crate::layer::index::Node as TreeNode;
@@ -265,34 +267,45 @@ fn moved_sources(
     Ok(())
 }
 
-/// The first path that a swap would remove or turn into something else while a mount stands on or beneath it.
-/// `mounts` are paths in the view, without a leading slash.
-pub fn blocking_mount(changes: &[Change], mounts: &[Vec<u8>]) -> Option<Vec<u8>> {
-    let changed: HashMap<&[u8], Kind> = changes
-        .iter()
-        .filter(|c| matches!(c.kind, Kind::Removed | Kind::Type | Kind::Content))
-        .map(|c| (&c.path[..], c.kind))
-        .collect();
-    mounts.iter().find_map(|mount| {
+/// The first mount that stands on or beneath a path that a swap would remove or turn into something else. What the
+/// user layer has there is not touched by a swap. `mounts` are paths in the view, without a leading slash.
+pub fn blocking_mount(user: &Path, changes: &[Change], mounts: &[Vec<u8>]) -> Result<Option<Vec<u8>>> {
+    if mounts.is_empty() {
+        return Ok(None);
+    }
+    let other_inode = |c: &&Change| match (&c.old, &c.new) {
+        (Some(a), Some(b)) => a.number != b.number,
+        _ => c.kind == Kind::Removed,
+    };
+    let changed: HashSet<&[u8]> = changes.iter().filter(other_inode).map(|c| &c.path[..]).collect();
+    let top = sys::open_dir(user).at("opening the user layer", user)?;
+    let mut above = Above { marks: Namespace::for_process(), top: &top, spots: HashMap::new() };
+    for mount in mounts {
         let mut at: &[u8] = mount;
-        loop {
-            if !at.is_empty() && changed.contains_key(at) {
-                return Some(mount.clone());
-            }
-            if at.is_empty() {
-                return None;
+        while !at.is_empty() {
+            if changed.contains(at) && matches!(*above.spot(at)?, Spot::Untouched) {
+                return Ok(Some(mount.clone()));
             }
             at = split(at).0;
         }
-    })
+    }
+    Ok(None)
+}
+
+/// Whether a mount stands on a path or beneath it.
+fn carries_mount(path: &[u8], mounts: &[Vec<u8>]) -> bool {
+    mounts.iter().any(|m| m.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")))
 }
 
 impl View {
     /// Puts another stack under the view. Requests that begin from now on see it; gives back the old
     /// generation, on which running requests still hold.
     pub fn exchange(&self, tree: Arc<Tree>) -> Arc<Generation> {
+        // No change is between its last look at the stack and its place in the user layer.
+        let _names = self.names.write();
         let mut current = self.generation.write();
         let number = current.number + 1;
+        *self.before.lock() = Some(current.tree.clone());
         std::mem::replace(&mut *current, Arc::new(Generation { number, tree }))
     }
 
@@ -301,20 +314,36 @@ impl View {
         Arc::strong_count(old) == 1
     }
 
-    /// What the kernel may know wrong after an exchange.
-    pub fn notices(&self, changes: &[Change], old: &Tree, new: &Tree) -> Result<Vec<Notice>> {
+    /// What the kernel may know wrong after an exchange. Names that carry a mount are left alone: dropping one would
+    /// detach the mount, and [`blocking_mount`] made sure that they lead to what they led to.
+    pub fn notices(
+        &self,
+        changes: &[Change],
+        old: &Tree,
+        new: &Tree,
+        mounts: &[Vec<u8>],
+    ) -> Result<Vec<Notice>> {
         let mut out = Vec::new();
         let mut dirs: BTreeSet<u64> = BTreeSet::new();
-        // Directories that the user made may lie over directories of the stack, under numbers of their own.
-        let mut born: HashMap<Vec<u8>, u64> = HashMap::new();
+        // Directories of the user layer may have other numbers than those of the stack at their paths: what the
+        // user made, and what the user moved.
+        let mut ups: HashMap<Vec<u8>, u64> = HashMap::new();
         {
             let _names = self.names.read();
             for node in self.nodes.all() {
-                if node.is_dir() && node.id >= BORN && !node.state().gone {
-                    born.insert(self.path_of(&node), node.id);
+                let up = {
+                    let state = node.state();
+                    state.upper.is_some() && !state.gone
+                };
+                if node.is_dir() && up {
+                    ups.insert(self.path_of(&node), node.id);
                 }
             }
         }
+        let node_of = |number: u64| {
+            let below = |id| self.nodes.get(id).filter(|n| n.state().upper.is_none());
+            below(number).or_else(|| below(other_number(number)))
+        };
         for change in changes {
             let side = match (&change.old, &change.new) {
                 (Some(node), _) => (node, &old.index),
@@ -327,32 +356,107 @@ impl View {
             }
             let (path, name) = split(&change.path);
             let number = side.1.node(side.0.parent)?.number;
-            let parent = match (born.get(path), self.nodes.get(number)) {
+            let parent = match (ups.get(path), node_of(number)) {
                 (Some(id), _) => *id,
-                (None, Some(node)) if !node.state().lower.as_ref().is_some_and(|l| l.pinned) => node.id,
+                (None, Some(node)) => node.id,
                 _ => continue,
             };
-            let known = change.old.as_ref().is_none_or(|n| self.nodes.get(n.number).is_some());
+            // The numbers under which the kernel may know what was there.
+            let ids = match &change.old {
+                Some(n) => vec![n.number, split_number(&old.index, n.number)?, other_number(n.number)],
+                None => Vec::new(),
+            };
+            let ids: Vec<u64> = ids.into_iter().filter(|id| self.nodes.get(*id).is_some()).collect();
+            let known = change.old.is_none() || !ids.is_empty();
             let same_number = match (&change.old, &change.new) {
                 (Some(a), Some(b)) => a.number == b.number,
                 _ => false,
             };
             if change.kind == Kind::Metadata && same_number {
-                if known {
-                    out.push(Notice::Attributes(side.0.number));
+                out.extend(ids.iter().map(|id| Notice::Attributes(*id)));
+                // Which number a name of a hard-link group has depends on what the user has of the group.
+                let linked = |n: &Option<TreeNode>| n.as_ref().is_some_and(|n| !n.is_dir() && n.nlink > 1);
+                if !linked(&change.old) && !linked(&change.new) {
+                    continue;
                 }
-                continue;
             }
             dirs.insert(parent);
-            if known {
-                // A directory must be dropped, so that working directories in it learn that it is gone.
-                let was_dir = change.old.as_ref().is_some_and(TreeNode::is_dir);
+            if known && !carries_mount(&change.path, mounts) {
+                // A directory must be dropped, so that working directories in it learn that it is gone. And what was
+                // given lately: who asked for it may not have noted the answer yet, and with it a new lifetime.
+                let drop = change.old.as_ref().is_some_and(TreeNode::is_dir)
+                    || ids.iter().any(|id| self.nodes.given_lately(*id));
                 let name = name.to_vec();
-                out.push(if was_dir { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
+                out.push(if drop { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
             }
         }
         out.extend(dirs.into_iter().map(Notice::Inode));
         Ok(out)
+    }
+
+    /// The kernel was told everything that differs in a generation.
+    pub fn told(&self, generation: u64) {
+        let _names = self.names.write();
+        self.told.fetch_max(generation, Ordering::Relaxed);
+        if self.generation.read().number == generation {
+            *self.before.lock() = None;
+        }
+    }
+
+    pub(crate) fn is_told(&self, now: &Pin) -> bool {
+        self.told.load(Ordering::Relaxed) >= now.0.number
+    }
+
+    /// The kernel carries out a move with what it holds at the old name. Until it was told of a swap that may be what
+    /// was there before: `ESTALE` makes it ask, and move what it is given then. The caller holds `names`.
+    pub(crate) fn is_what_the_kernel_moves(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        name: &[u8],
+    ) -> Answer<()> {
+        let now = self.pin();
+        if self.is_told(&now) || self.nodes.given_in(node.id, now.0.number) {
+            return Ok(());
+        }
+        let Some(tree) = self.before.lock().clone() else { return Ok(()) };
+        let before = Pin(Arc::new(Generation { number: now.0.number.saturating_sub(1), tree }));
+        match self.child(&before, dir, name)? {
+            Some(was) if was.id == node.id => Ok(()),
+            _ => Err(Fail(libc::ESTALE)),
+        }
+    }
+
+    /// What the kernel holds beneath a directory that was moved before it was told of a swap is asked for again. The
+    /// caller holds `names`.
+    pub(crate) fn moved_untold(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) {
+        if self.is_told(&self.pin()) {
+            return;
+        }
+        let mut out = vec![Notice::Entry(dir.id, name.to_vec())];
+        if node.is_dir() {
+            for other in self.nodes.all() {
+                if other.id != node.id && node.holds(&other) {
+                    let names = other.state().names.clone();
+                    out.extend(names.into_iter().map(|(p, n)| Notice::Entry(p.id, n.into_vec())));
+                }
+            }
+        }
+        self.notices.lock().extend(out);
+    }
+
+    /// Every name and every attribute that the kernel may know.
+    pub fn every_notice(&self, mounts: &[Vec<u8>]) -> Vec<Notice> {
+        let _names = self.names.read();
+        let mut out = Vec::new();
+        for node in self.nodes.all() {
+            let names = node.state().names.clone();
+            if !carries_mount(&self.path_of(&node), mounts) {
+                out.extend(names.into_iter().map(|(parent, name)| Notice::Entry(parent.id, name.into_vec())));
+            }
+            out.push(if node.is_dir() { Notice::Inode(node.id) } else { Notice::Attributes(node.id) });
+        }
+        out
     }
 
     /// Takes what has to be told to the kernel besides swaps.

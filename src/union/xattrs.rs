@@ -124,6 +124,7 @@ impl View {
         let user = self.writable()?;
         let _copying = node.copying.lock();
         let _names = self.names.read();
+        self.still_shown(&node, false)?;
         let mode = self.attributes(pin, &node)?;
         let handle = self.upper_handle(&node)?;
         if name == ACCESS_ACL && self.follows(&node) {
@@ -156,6 +157,7 @@ impl View {
         let user = self.writable()?;
         let _copying = node.copying.lock();
         let _names = self.names.read();
+        self.still_shown(&node, false)?;
         let handle = self.upper_handle(&node)?;
         match xattr::remove(&handle, &user.marks.escape(name)) {
             Err(e) if e.raw_os_error() != Some(libc::ENODATA) => return Err(e.into()),
