@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::program::LIMIT;
-use common::scratch::{mount_type, mounts_beneath};
+use common::scratch::{is_dead, mount_type, mounts_beneath};
 use common::tree::{self, Item};
 use common::{Disk, Program, Scratch, sh, within};
 
@@ -198,7 +198,7 @@ fn a_signal_unmounts_also_when_busy() {
         let pid = pid(&program, "alice");
         mount.forget();
         sh(scratch.path(), &format!("kill -{signal} {pid}")).ok();
-        wait_until("the daemon ends", || !Path::new("/proc").join(&pid).exists());
+        wait_until("the daemon ends", || is_dead(pid.parse().unwrap()));
         assert!(mounts_beneath(&scratch.mnt()).is_empty());
         let user = scratch.store().join("desktops/alice/user/home/last");
         assert_eq!(std::fs::read_to_string(user).unwrap(), format!("{signal}\n"));
@@ -219,10 +219,10 @@ fn a_signal_unmounts_also_when_busy() {
         held.sync_all().unwrap();
         held
     });
-    assert!(Path::new("/proc").join(&pid).exists(), "it serves its last user");
+    assert!(!is_dead(pid.parse().unwrap()), "it serves its last user");
     program.run(&["mount", "alice", text(&scratch.mnt())]).expect_code(1);
     drop(held);
-    wait_until("the daemon ends", || !Path::new("/proc").join(&pid).exists());
+    wait_until("the daemon ends", || is_dead(pid.parse().unwrap()));
     let mount = program.mount("alice", scratch.mnt());
     assert_eq!(mount.sh("cat home/held home/last"), "to the end\nHUP");
     mount.umount();

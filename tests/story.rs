@@ -178,7 +178,7 @@ fn a_settled_user_layer_mounts_with_the_kernels_overlayfs() {
     );
     common::sh(scratch.path(), &format!("mount -t overlay -o {options} overlay {}", point.display())).ok();
     let seen = tree::listing(&point);
-    common::sh(scratch.path(), &format!("umount {}", point.display())).ok();
+    common::disk::unmount(&point);
     tree::assert_same("Reroot's view and the kernel's", &worked, &seen);
 }
 

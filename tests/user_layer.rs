@@ -21,7 +21,7 @@ fn look_with_overlayfs(scratch: &Scratch, lower: &Path, user: &Path) -> Seen {
     );
     sh(scratch.path(), &script).ok();
     let seen = look(&point);
-    sh(scratch.path(), &format!("umount {}", point.display())).ok();
+    common::disk::unmount(&point);
     seen
 }
 

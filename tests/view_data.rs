@@ -10,6 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::desk::{Desk, desk};
 use common::tree::{self, Item};
@@ -232,6 +235,12 @@ fn programs_run_and_are_busy_while_they_run() {
             // `sh` in the view, since entering it could hang this process.
             let mut child = Command::new(d.at(name)).arg("30").spawn().unwrap();
             let busy = OpenOptions::new().write(true).open(d.at(name)).map(drop);
+            // Opened for reading, and yet it would be emptied.
+            let emptied =
+                OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(d.at(name)).map(drop);
+            assert_eq!(emptied.unwrap_err().raw_os_error(), Some(libc::ETXTBSY), "{name}");
+            assert!(child.try_wait().unwrap().is_none(), "{name} goes on running");
+            assert!(fs::read(d.at(name)).unwrap() == fs::read("/usr/bin/sleep").unwrap());
             child.kill().unwrap();
             child.wait().unwrap();
             assert_eq!(busy.unwrap_err().raw_os_error(), Some(libc::ETXTBSY), "{name}");
@@ -332,6 +341,45 @@ fn a_large_stack_file_is_written_while_it_is_read_past_the_daemon() {
 }
 
 #[test]
+fn a_large_stack_file_is_opened_for_writing_while_others_come_and_read() {
+    let fill = |dir: &Path| {
+        for i in 0..6 {
+            fs::write(dir.join(format!("large-{i}")), vec![i; 16 << 20]).unwrap();
+        }
+    };
+    desk("", fill, |d| {
+        for i in 0..6u8 {
+            let path = d.at(format!("large-{i}"));
+            if i % 2 == 1 {
+                d.sh(&format!("chmod 640 large-{i}"));
+            }
+            let done = Arc::new(AtomicBool::new(false));
+            let readers: Vec<_> = (0..3)
+                .map(|_| {
+                    let (path, done) = (path.clone(), done.clone());
+                    std::thread::spawn(move || {
+                        let mut bytes = [0; 4];
+                        while !done.load(Ordering::Relaxed) {
+                            File::open(&path).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+                            std::thread::sleep(Duration::from_millis(3));
+                        }
+                    })
+                })
+                .collect();
+            let open = OpenOptions::new().write(true).open(&path);
+            let written = open.and_then(|f| f.write_all_at(b"NEW!", 0));
+            std::thread::sleep(Duration::from_millis(20));
+            done.store(true, Ordering::Relaxed);
+            readers.into_iter().for_each(|r| r.join().unwrap());
+            written.unwrap();
+            let bytes = fs::read(&path).unwrap();
+            assert!(bytes[..4] == *b"NEW!" && bytes[4..].iter().all(|b| *b == i), "large-{i}");
+        }
+        d.program.ok(&["fsck", "--deep"]);
+    });
+}
+
+#[test]
 fn a_large_stack_file_is_truncated_and_removed_while_it_is_read_past_the_daemon() {
     desk("", stack, |d| {
         let reader = File::open(d.at("large")).unwrap();
@@ -423,7 +471,7 @@ fn file_handles_are_found_again_after_the_kernel_forgot() {
         let numbers: Vec<u64> = paths.iter().map(|p| fs::metadata(d.at(p)).unwrap().ino()).collect();
         fs::remove_file(d.at("gone")).unwrap();
         d.drop_caches();
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
         let root = File::open(&d.mnt).unwrap();
         for ((path, handle), number) in paths.iter().zip(&handles).zip(numbers) {
             match open_handle(&root, handle) {

@@ -242,6 +242,28 @@ fn a_copy_up_after_a_swap_does_not_bring_back_names_that_are_gone() {
 }
 
 #[test]
+fn a_directory_that_a_swap_removed_is_as_after_rmdir_for_who_is_in_it() {
+    let fill = |dir: &Path| {
+        tree::write(dir, &[("gone/in/file", Item::File(b"x")), ("stays/file", Item::File(b"y"))])
+    };
+    desk("", fill, |d| {
+        let (outer, inner) = (File::open(d.at("gone")).unwrap(), File::open(d.at("gone/in")).unwrap());
+        upgrade(d, "rm -r gone");
+        for dir in [&outer, &inner] {
+            assert_eq!(dir.metadata().unwrap().nlink(), 0);
+            let made = rfs::mkdirat(dir, "new", rfs::Mode::from_raw_mode(0o755));
+            assert_eq!(raw(made), Err(libc::ENOENT));
+            let names = rfs::Dir::read_from(dir).unwrap().map(|e| e.unwrap().file_name().to_owned());
+            assert_eq!(names.filter(|n| !matches!(n.to_bytes(), b"." | b"..")).count(), 0);
+        }
+        assert_eq!(d.sh("ls"), "stays");
+        assert_eq!(fs::read_dir(&d.user).unwrap().count(), 0, "nothing was brought back");
+        d.program.ok(&["rollback", "d"]);
+        assert_eq!(d.sh("cat gone/in/file; mkdir gone/new; ls gone"), "xin\nnew");
+    });
+}
+
+#[test]
 fn inode_numbers_survive_copy_up_rename_and_remount() {
     desk("", tree::small, |d| {
         let number = |n: &str| fs::symlink_metadata(d.at(n)).unwrap().ino();

@@ -348,6 +348,7 @@ mod tests {
             assert_eq!(again.pins().unwrap().len(), 1);
             store.remove_desktop(&again, false).unwrap();
             assert!(!file.exists());
+            let _ = fs::remove_dir_all(&home);
         }
         fs::remove_dir_all(store.root()).unwrap();
     }

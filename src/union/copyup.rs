@@ -56,11 +56,11 @@ impl View {
         }
         let fresh = matches!(depth, Depth::Content | Depth::Empty) && self.read_past_us(node);
         let has_upper = node.state().upper.is_some();
-        if has_upper {
-            self.deepen(pin, node, depth, fresh)?;
+        let fresh = if has_upper {
+            self.deepen(pin, node, depth, fresh)?
         } else {
-            self.bring(pin, node, depth, fresh)?;
-        }
+            self.bring(pin, node, depth, fresh)?
+        };
         drop(copying);
         if fresh { Err(Fail(libc::ESTALE)) } else { Ok(()) }
     }
@@ -98,8 +98,8 @@ impl View {
         Ok((lower.tree.index.object(&lower.entry)?, lower.entry.size))
     }
 
-    /// Brings up what is only below.
-    fn bring(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<()> {
+    /// Brings up what is only below; whether the names lead to another node now.
+    fn bring(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<bool> {
         let user = self.writable()?;
         let (attributes, xattrs, names, version) = {
             let _names = self.names.read();
@@ -121,7 +121,7 @@ impl View {
 
     /// Goes deeper with a file that follows the stack and shares its inode on disk with names that a swap has
     /// led elsewhere: they keep the old inode, and this one gets another.
-    fn split(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, names: &[Name]) -> Answer<()> {
+    fn split(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, names: &[Name]) -> Answer<bool> {
         let user = self.writable()?;
         let (attributes, xattrs, version) = {
             let _names = self.names.read();
@@ -264,14 +264,25 @@ impl View {
         names: &[Name],
         marks: &Marks,
         fresh: bool,
-    ) -> Answer<()> {
+    ) -> Answer<bool> {
         let user = self.writable()?;
-        // Nobody sees a part of a hard-link group.
-        let (_read, _write) = match names.len() {
-            0 | 1 => (Some(self.names.read()), None),
-            _ => (None, Some(self.names.write())),
+        let mut marks = marks.clone();
+        let owns = marks.follows.is_none() && marks.pin.is_none();
+        // Nobody sees a part of a hard-link group, and nobody opens the file while its content changes hands.
+        let (_read, _write) = if names.len() > 1 || owns {
+            (None, Some(self.names.write()))
+        } else {
+            (Some(self.names.read()), None)
         };
-        let gone = node.state().gone;
+        let (gone, passed) = {
+            let state = node.state();
+            (state.gone, state.passed > 0)
+        };
+        let fresh = fresh || (owns && passed);
+        if fresh && marks.number.take().is_some() {
+            let handle = sys::open_at(&user.work, temporary, Open::Path)?;
+            user.marks.clear(&handle, &user.marks.own("ino"))?;
+        }
         // A swap may have led names elsewhere while the content was copied.
         let names: Vec<_> = if gone { Vec::new() } else { self.names_that_lead_to(node, names)? };
         if !gone && names.is_empty() {
@@ -314,10 +325,10 @@ impl View {
         }
         if fresh {
             self.leave_behind(node, &names, before);
-            return Ok(());
+            return Ok(true);
         }
         let mut state = node.state();
-        state.upper = Some(marks.clone());
+        state.upper = Some(marks);
         state.host = Some(host);
         state.names.retain(|(p, n)| names.iter().any(|(q, m)| q.id == p.id && m == n));
         state.kept = kept;
@@ -328,7 +339,7 @@ impl View {
         if state.owns_content() {
             state.object = None;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The node's names lead to another one from now on; handles that are open keep it.
@@ -346,7 +357,7 @@ impl View {
     }
 
     /// Goes deeper with a file that is in the user layer without its content.
-    fn deepen(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<()> {
+    fn deepen(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<bool> {
         let user = self.writable()?;
         let (handle, attributes, xattrs) = {
             let _names = self.names.read();
@@ -368,7 +379,7 @@ impl View {
         if node.is_file() {
             let (digest, size) = self.object_of(node)?;
             match depth {
-                Depth::Attributes => return Ok(()),
+                Depth::Attributes => return Ok(false),
                 Depth::Pin => {
                     if let Some(version) = version {
                         user.pin_version(&version)?;
@@ -391,8 +402,10 @@ impl View {
                 }
             }
         }
-        let _names = self.names.read();
+        // Nobody opens the file while its content changes hands.
+        let _names = self.names.write();
         self.still_shown(node, true)?;
+        let fresh = fresh || (file.is_some() && node.state().passed > 0);
         if marks.follows.is_some() {
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
         } else {
@@ -422,7 +435,7 @@ impl View {
         if fresh {
             let names = node.state().names.clone();
             self.leave_behind(node, &names, Some(attributes));
-            return Ok(());
+            return Ok(true);
         }
         let mut state = node.state();
         state.upper = Some(marks);
@@ -432,7 +445,7 @@ impl View {
                 state.file = file.map(Arc::new);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.

@@ -24,6 +24,17 @@ struct Handle {
     node: Arc<Node>,
     writes: bool,
     passed: bool,
+    executes: bool,
+}
+
+/// Opened to be executed (`__FMODE_EXEC`), which the kernel passes on with the flags of `open(2)`.
+const EXEC: i32 = 0x20;
+
+/// What a handle is for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    writes: bool,
+    executes: bool,
 }
 
 /// Open files.
@@ -64,6 +75,10 @@ impl View {
             return Err(Fail(if node.is_dir() { libc::EISDIR } else { libc::ENXIO }));
         }
         let truncates = flags & libc::O_TRUNC != 0;
+        if truncates && flags & libc::O_ACCMODE == libc::O_RDONLY && node.state().executing > 0 {
+            // Here the kernel looks for running programs only after the answer.
+            return Err(Fail(libc::ETXTBSY));
+        }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || truncates;
         if writes {
             self.writable()?;
@@ -73,7 +88,7 @@ impl View {
                 self.truncate(pin, &node, 0, caller)?;
             }
         }
-        self.open_node(&node, writes, None)
+        self.open_node(&node, Use { writes, executes: flags & EXEC != 0 }, None)
     }
 
     /// Makes a regular file and opens it.
@@ -88,7 +103,7 @@ impl View {
         caller: Caller,
     ) -> Answer<(Arc<Node>, Attributes, Opened)> {
         let (node, file) = self.make_node(pin, parent, name, Make::File, mode, umask, caller)?;
-        let opened = self.open_node(&node, true, file)?;
+        let opened = self.open_node(&node, Use { writes: true, executes: false }, file)?;
         let attributes = {
             let _names = self.names.read();
             self.attributes(pin, &node)?
@@ -97,7 +112,8 @@ impl View {
         Ok((node, attributes, opened))
     }
 
-    fn open_node(&self, node: &Arc<Node>, writes: bool, made: Option<File>) -> Answer<Opened> {
+    fn open_node(&self, node: &Arc<Node>, purpose: Use, made: Option<File>) -> Answer<Opened> {
+        let Use { writes, executes } = purpose;
         let _names = self.names.read();
         let may_pass = self.passthrough.load(Ordering::Relaxed) && self.settings.data != Data::Coherent;
         let (owns, has_file) = {
@@ -136,9 +152,13 @@ impl View {
             state.cached += 1;
         }
         state.writers += u32::from(writes);
+        state.executing += u32::from(executes);
         drop(state);
         let fh = self.handles.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.handles.open.write().insert(fh, Arc::new(Handle { node: node.clone(), writes, passed }));
+        self.handles
+            .open
+            .write()
+            .insert(fh, Arc::new(Handle { node: node.clone(), writes, passed, executes }));
         Ok(Opened { fh, id: node.id, way })
     }
 
@@ -190,7 +210,12 @@ impl View {
         state.cached += 1;
         let keep = !state.unseen;
         drop(state);
-        let other = Handle { node: handle.node.clone(), writes: handle.writes, passed: false };
+        let other = Handle {
+            node: handle.node.clone(),
+            writes: handle.writes,
+            passed: false,
+            executes: handle.executes,
+        };
         self.handles.open.write().insert(fh, Arc::new(other));
         Ok(keep)
     }
@@ -229,6 +254,7 @@ impl View {
         let Some(handle) = self.handles.open.write().remove(&fh) else { return Err(Fail(libc::EBADF)) };
         let mut state = handle.node.state();
         state.writers = state.writers.saturating_sub(u32::from(handle.writes));
+        state.executing = state.executing.saturating_sub(u32::from(handle.executes));
         let last = if handle.passed {
             state.passed = state.passed.saturating_sub(1);
             state.passed == 0

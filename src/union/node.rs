@@ -82,6 +82,8 @@ pub struct State {
     pub passed: u32,
     /// Open handles that may write.
     pub writers: u32,
+    /// Open handles of running programs.
+    pub executing: u32,
     /// Was open for writing past the daemon: its attributes may change unseen.
     pub unseen: bool,
     /// Its capabilities were removed, and nothing was asked for since.

@@ -54,6 +54,10 @@ impl View {
         };
         let Some(node) = found else { return Ok(None) };
         let attributes = self.attributes(pin, &node)?;
+        if matches!(name, b"." | b"..") && attributes.nlink == 0 && node.state().gone {
+            // A file handle of something that was removed and is not forgotten yet.
+            return Err(Fail(libc::ESTALE));
+        }
         self.nodes.remember(&node, pin.0.number);
         Ok(Some((node, attributes)))
     }
@@ -365,10 +369,12 @@ impl View {
             match found {
                 Some(lower) => state.lower = Some(lower),
                 None if node.is_dir() => {
-                    // Who stands in a directory that is not there any more sees it as after rmdir(2).
-                    if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
-                        let last = super::attributes::of_lower(node.id, &lower);
-                        state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
+                    // Old handles of a directory that is not there any more see it as after rmdir(2).
+                    let was = state.lower.take();
+                    if state.upper.is_none() {
+                        state.ghost = was.map(|l| super::attributes::of_lower(node.id, &l));
+                        state.gone = true;
+                        state.names.clear();
                     }
                 }
                 // Old handles of a file keep what they opened.

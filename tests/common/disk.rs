@@ -52,6 +52,13 @@ impl Drop for Disk {
     }
 }
 
+/// Unmounts what a test mounted itself, trying for a while: see [`super::Mount::umount`].
+#[track_caller]
+pub fn unmount(point: &Path) {
+    let script = "for i in $(seq 100); do umount -- \"$1\" && exit 0; sleep 0.1; done; exit 1";
+    step(Command::new("sh").args(["-c", script, "sh"]).arg(point));
+}
+
 #[track_caller]
 fn step(command: &mut Command) -> Answer {
     run(command, Duration::from_secs(60)).ok()

@@ -72,8 +72,9 @@ impl Scratch {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
         }
         let began = Instant::now();
-        while !daemons(&self.path).is_empty() && began.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(20));
+        // A process on its way out has no program any more, and still its files and locks.
+        while pids.iter().any(|pid| !is_dead(*pid)) && began.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(5));
         }
         pids.len()
     }
@@ -173,12 +174,13 @@ fn daemons(dir: &Path) -> Vec<u32> {
     out
 }
 
-fn is_dead(pid: u32) -> bool {
+/// Whether a process has ended, waited for or not.
+pub fn is_dead(pid: u32) -> bool {
     // The first thread may have ended while others still hold the files and locks of all.
     let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     if threads > 1 {
         return false;
     }
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with(['Z', 'X']))
+    stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X']))
 }
