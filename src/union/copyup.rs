@@ -278,6 +278,12 @@ impl View {
             let state = node.state();
             (state.gone, state.passed > 0)
         };
+        // A swap may have led names elsewhere while the content was copied.
+        let names: Vec<_> = if gone { Vec::new() } else { self.names_that_lead_to(node, names)? };
+        if !gone && names.is_empty() {
+            return Err(Fail(libc::ESTALE));
+        }
+        let host = sys::stat_at(&user.work, temporary)?.ino;
         let fresh = fresh || (owns && passed);
         if fresh && marks.number.take().is_some() {
             let handle = sys::open_at(&user.work, temporary, Open::Path)?;

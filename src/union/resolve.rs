@@ -369,12 +369,10 @@ impl View {
             match found {
                 Some(lower) => state.lower = Some(lower),
                 None if node.is_dir() => {
-                    // Old handles of a directory that is not there any more see it as after rmdir(2).
-                    let was = state.lower.take();
-                    if state.upper.is_none() {
-                        state.ghost = was.map(|l| super::attributes::of_lower(node.id, &l));
-                        state.gone = true;
-                        state.names.clear();
+                    // Who stands in a directory that is not there any more sees it as after rmdir(2).
+                    if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
+                        let last = super::attributes::of_lower(node.id, &lower);
+                        state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
                     }
                 }
                 // Old handles of a file keep what they opened.
