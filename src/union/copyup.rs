@@ -289,12 +289,6 @@ impl View {
             let handle = sys::open_at(&user.work, temporary, Open::Path)?;
             user.marks.clear(&handle, &user.marks.own("ino"))?;
         }
-        // A swap may have led names elsewhere while the content was copied.
-        let names: Vec<_> = if gone { Vec::new() } else { self.names_that_lead_to(node, names)? };
-        if !gone && names.is_empty() {
-            return Err(Fail(libc::ESTALE));
-        }
-        let host = sys::stat_at(&user.work, temporary)?.ino;
         let before = if fresh { Some(self.attributes(pin, node)?) } else { None };
         let mut left = names.len();
         let mut kept = None;
