@@ -9,7 +9,7 @@ use super::control::{Ask, ask};
 use super::{CommitRequest, Committed, Settled, UserChange};
 use crate::error::{Doing, Error, Result};
 use crate::layer::model::{Draft, InodeId, ROOT, join};
-use crate::layer::stack::{Words, publish_version};
+use crate::layer::stack::{Words, checked_tree, publish_version};
 use crate::layer::{encode, merge};
 use crate::store::desktops::{Choice, Desktop, State};
 use crate::store::objects::Intake;
@@ -56,23 +56,9 @@ pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
 
 /// Bytes that the user layer takes on disk.
 pub fn user_layer_bytes(dir: &Path) -> Result<u64> {
-    fn sum(dir: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u64> {
-        let mut out = 0;
-        for (name, _) in sys::list(dir)? {
-            let stat = match sys::stat_at(dir, &name) {
-                // It went while we looked.
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => continue,
-                r => r?,
-            };
-            out += stat.blocks * 512 / u64::from(if stat.is_dir() { 1 } else { stat.nlink.max(1) });
-            if stat.is_dir() {
-                out += sum(sys::open_at(dir, &name, sys::Open::DirPath)?.as_fd())?;
-            }
-        }
-        Ok(out)
-    }
     let top = sys::open_dir(dir).at("opening the user layer", dir)?;
-    sum(top.as_fd()).at("reading the user layer", dir)
+    let own = sys::stat(&top).at("reading the user layer", dir)?.blocks * 512;
+    Ok(sys::disk_usage(top).at("reading the user layer", dir)?.saturating_sub(own))
 }
 
 /// Claims a desktop that must not be mounted.
@@ -142,7 +128,7 @@ pub fn commit(
     }
     let state = shown_state(store, desktop)?;
     let parent = store.version(&state.current.version)?;
-    let tree = Tree::open(store, &state.current.version)?;
+    let tree = Tree { version: state.current.version, index: checked_tree(store, &parent)? };
     let user = desktop.user_layer()?;
     let intake = Intake::begin(store)?;
     progress.begin("reading the user layer", None);

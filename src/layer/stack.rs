@@ -82,8 +82,21 @@ fn put_tree(store: &Store, draft: &Draft, stack: Digest) -> Result<Index> {
 }
 
 /// What a version shows, in memory.
+///
+/// Merged from the layers, which are checked against their digests: what is made of it must not carry the damage
+/// of a tree, which is only derived.
 pub fn draft_of(store: &Store, manifest: &Manifest) -> Result<Draft> {
-    encode::decode(&open_tree(store, manifest)?)
+    merge_layers(store, &manifest.stack)
+}
+
+/// The tree of a version, compared with what its layers give, and built again where it differs.
+pub fn checked_tree(store: &Store, manifest: &Manifest) -> Result<Index> {
+    let stack = manifest.stack_digest();
+    let draft = draft_of(store, manifest)?;
+    match existing_tree(store, &stack)? {
+        Some(tree) if tree.bytes() == encode::tree(&draft, stack)? => Ok(tree),
+        _ => put_tree(store, &draft, stack),
+    }
 }
 
 /// What is said of a new version.

@@ -283,7 +283,7 @@ impl Sweep {
         if self.dry_run {
             return Ok(());
         }
-        let removed = if meta.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        let removed = if meta.is_dir() { crate::sys::fs::remove_tree(path) } else { fs::remove_file(path) };
         match removed {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             r => r.at("removing", path),
@@ -367,20 +367,12 @@ fn allocated(meta: &Metadata) -> u64 {
 /// Bytes on disk of everything beneath a path, symbolic links not followed; what vanishes meanwhile is
 /// passed over.
 pub fn disk_bytes(path: &Path) -> Result<u64> {
-    let mut total = 0;
-    let mut todo = vec![path.to_path_buf()];
-    let mut links = HashSet::new();
-    while let Some(path) = todo.pop() {
-        let meta = match fs::symlink_metadata(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            r => r.at("reading", &path)?,
-        };
-        if meta.is_dir() {
-            todo.extend(entries(&path)?);
-        } else if meta.nlink() > 1 && !links.insert((meta.dev(), meta.ino())) {
-            continue;
-        }
-        total += allocated(&meta);
+    let meta = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        r => r.at("reading", path)?,
+    };
+    if !meta.is_dir() {
+        return Ok(allocated(&meta));
     }
-    Ok(total)
+    crate::sys::fs::open_dir(path).and_then(crate::sys::fs::disk_usage).at("reading", path)
 }

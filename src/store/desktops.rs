@@ -91,7 +91,7 @@ impl Desktop {
     pub fn policy(&self) -> Result<Policy> {
         let path = self.dir.join("desktop.toml");
         let text = fs::read_to_string(&path).at("reading", &path)?;
-        toml::from_str(&text).map_err(|e| Error::Failed(format!("{} cannot be read: {e}", path.display())))
+        toml::from_str(&text).map_err(|e| Error::Damaged(format!("{} cannot be read: {e}", path.display())))
     }
 
     /// Reads its state.
@@ -280,13 +280,13 @@ impl Store {
         if home != desktop.dir {
             for part in ["user", "work"] {
                 let path = home.join(part);
-                match fs::remove_dir_all(&path) {
+                match crate::sys::fs::remove_tree(&path) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                     r => r.at("the desktop is removed, but not its user layer; removing", &path)?,
                 }
             }
         }
-        fs::remove_dir_all(&doomed)
+        crate::sys::fs::remove_tree(&doomed)
             .at("the desktop is removed, but not all of its files; removing", &doomed)?;
         Ok(removed)
     }

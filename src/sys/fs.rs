@@ -252,18 +252,97 @@ pub fn rmdir_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rfs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
-/// Removes whatever stands at `name`, with everything beneath; nothing there is fine.
+/// Removes whatever stands at `name`, with everything beneath, however deep; nothing there is fine.
 pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
-    match rfs::unlinkat(dir.as_fd(), name, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
-        Err(rustix::io::Errno::ISDIR) => {}
-        Err(e) => return Err(e.into()),
+    let remove = |dir: BorrowedFd<'_>, name: &[u8]| match rfs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(true),
+        Err(rustix::io::Errno::ISDIR) => Ok(false),
+        Err(e) => Err(io::Error::from(e)),
+    };
+    if remove(dir.as_fd(), name)? {
+        return Ok(());
     }
-    let sub = open_at(dir.as_fd(), name, Open::Dir)?;
-    for (child, _) in list(sub.as_fd())? {
-        remove_all_at(sub.as_fd(), &child)?;
+    let top = open_at(dir.as_fd(), name, Open::Dir)?;
+    let mut counter = 0u64;
+    loop {
+        // Directories two levels down are moved up, so that neither the stack nor descriptors grow with the depth.
+        let mut left = false;
+        for (child, _) in list(top.as_fd())? {
+            if remove(top.as_fd(), &child)? {
+                continue;
+            }
+            left = true;
+            let sub = open_at(&top, &child, Open::Dir)?;
+            for (inner, _) in list(sub.as_fd())? {
+                if remove(sub.as_fd(), &inner)? || rmdir_at(&sub, &inner).is_ok() {
+                    continue;
+                }
+                loop {
+                    let up = format!(".removing-{counter}");
+                    counter += 1;
+                    match rename_at(&sub, &inner, &top, up.as_bytes(), Rename::NoReplace) {
+                        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => continue,
+                        r => break r?,
+                    }
+                }
+            }
+            rmdir_at(&top, &child)?;
+        }
+        if !left {
+            break;
+        }
     }
     rmdir_at(dir, name)
+}
+
+/// [`remove_all_at`] by an ordinary path.
+pub fn remove_tree(path: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    };
+    remove_all_at(open_dir(parent)?, name.as_bytes())
+}
+
+/// Shows `visit` every entry beneath a directory (its directory, name and type bits), however deep, in no order.
+/// What vanishes meanwhile is passed over.
+pub fn walk(top: OwnedFd, visit: &mut dyn FnMut(&OwnedFd, &[u8], u32) -> io::Result<()>) -> io::Result<()> {
+    use std::rc::Rc;
+    let mut todo: Vec<(Rc<OwnedFd>, Vec<u8>)> = vec![(Rc::new(top), b".".to_vec())];
+    while let Some((parent, name)) = todo.pop() {
+        let dir = match open_at(&*parent, &name, Open::Dir) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => continue,
+            r => Rc::new(r?),
+        };
+        drop(parent);
+        for (child, format) in list(dir.as_fd())? {
+            let format = match format {
+                0 => stat_at(&*dir, &child)?.format(),
+                known => known,
+            };
+            visit(&dir, &child, format)?;
+            if format == libc::S_IFDIR {
+                todo.push((dir.clone(), child));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that a directory and everything beneath it take on disk; each file once, whatever number of names it has.
+pub fn disk_usage(top: OwnedFd) -> io::Result<u64> {
+    let mut total = stat(&top)?.blocks * 512;
+    let mut links = std::collections::HashSet::new();
+    walk(top, &mut |dir, name, _| {
+        match stat_at(dir, name) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(e) => return Err(e),
+            Ok(s) if !s.is_dir() && s.nlink > 1 && !links.insert((s.dev, s.ino)) => {}
+            Ok(s) => total += s.blocks * 512,
+        }
+        Ok(())
+    })?;
+    Ok(total)
 }
 
 /// The names in a directory with their type bits (0 where unknown), without `.` and `..`, unsorted.

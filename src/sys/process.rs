@@ -68,3 +68,13 @@ pub fn private_memory(pid: u32) -> io::Result<u64> {
     }
     Ok(kib * 1024)
 }
+
+/// Gives the threads that are started from now on stacks of 64 MiB, of which only what is used takes memory.
+/// To be called first in `main`.
+pub fn use_deep_stacks() {
+    const NAME: &str = "RUST_MIN_STACK";
+    if std::env::var_os(NAME).is_none() {
+        // SAFETY: called before any other thread exists, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(NAME, (64 << 20).to_string()) }
+    }
+}

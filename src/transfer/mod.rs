@@ -93,9 +93,7 @@ fn scheme<'a>(what: &str, text: &'a str) -> Result<(&'a str, &'a str)> {
         Some((kind @ ("dir" | "tar" | "oci" | "disk"), _)) => {
             usage(format!("{what} {text:?} names nothing; write a path after {kind}:"))
         }
-        _ => usage(format!(
-            "{what} {text:?} does not say what it is; write dir:PATH, tar:FILE, oci:DIR[:REF] or disk:FILE"
-        )),
+        _ => usage(format!("{what} {text:?} does not say what it is; write dir:PATH or tar:FILE")),
     }
 }
 

@@ -13,7 +13,7 @@ use super::{Answer, Fail, Pin, View};
 use crate::error::{Doing, Error, Result};
 use crate::layer::encode;
 use crate::layer::index::{Index, Node as TreeNode};
-use crate::layer::model::{Content, Draft, InodeId, Meta, ROOT, join};
+use crate::layer::model::{Content, DEPTH_MAX, Draft, InodeId, Meta, ROOT, join};
 use crate::store::{Digest, Store};
 use crate::sys::fs::{self as sys, Open, Stat};
 use crate::sys::xattr;
@@ -57,6 +57,10 @@ struct Laying<'a, 'b> {
 
 impl Laying<'_, '_> {
     fn dir(&mut self, fd: &OwnedFd, to: InodeId, path: &[u8]) -> Result<()> {
+        // Before it is gone into: the result could not be a version.
+        if path.split(|c| *c == b'/').count() > DEPTH_MAX {
+            return Err(Error::Failed(format!("more than {DEPTH_MAX} directories lie within each other")));
+        }
         let shown = String::from_utf8_lossy(path).into_owned();
         let mut names = sys::list(fd.as_fd()).at("listing", &shown)?;
         names.sort();

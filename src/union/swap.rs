@@ -5,7 +5,7 @@
 //! must be told. Nothing here writes into the user layer.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -189,9 +189,8 @@ pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<C
                     && matches!(found, Some(Found::Whiteout))
                 {
                     if moved.is_none() {
-                        let mut sources = BTreeSet::new();
-                        moved_sources(marks, top.as_fd(), &mut sources).doing("reading the user layer")?;
-                        moved = Some(sources);
+                        let top = top.try_clone().doing("reading the user layer")?;
+                        moved = Some(moved_sources(marks, top).doing("reading the user layer")?);
                     }
                     moved
                         .as_ref()
@@ -249,22 +248,18 @@ fn judge(
 }
 
 /// The paths in the stack that moved directories come from.
-fn moved_sources(
-    marks: Namespace,
-    dir: std::os::fd::BorrowedFd<'_>,
-    out: &mut BTreeSet<Vec<u8>>,
-) -> std::io::Result<()> {
-    for (name, format) in sys::list(dir)? {
-        if format != libc::S_IFDIR {
-            continue;
+fn moved_sources(marks: Namespace, top: OwnedFd) -> std::io::Result<BTreeSet<Vec<u8>>> {
+    let mut out = BTreeSet::new();
+    sys::walk(top, &mut |dir, name, format| {
+        if format == libc::S_IFDIR {
+            let fd = sys::open_at(dir, name, Open::DirPath)?;
+            if let Some(PinMark::Dir(_, _, path)) = marks.read(&fd)?.pin {
+                out.insert(path);
+            }
         }
-        let fd = sys::open_at(dir, &name, Open::DirPath)?;
-        if let Some(PinMark::Dir(_, _, path)) = marks.read(&fd)?.pin {
-            out.insert(path);
-        }
-        moved_sources(marks, fd.as_fd(), out)?;
-    }
-    Ok(())
+        Ok(())
+    })?;
+    Ok(out)
 }
 
 /// The first mount that stands on or beneath a path that a swap would remove or turn into something else. What the
