@@ -304,9 +304,12 @@ pub fn remove_tree(path: &std::path::Path) -> io::Result<()> {
     remove_all_at(open_dir(parent)?, name.as_bytes())
 }
 
-/// Shows `visit` every entry beneath a directory (its directory, name and type bits), however deep, in no order.
+/// Is shown an entry: its directory, name and type bits.
+pub type Visit<'a> = dyn FnMut(&OwnedFd, &[u8], u32) -> io::Result<()> + 'a;
+
+/// Shows `visit` every entry beneath a directory, however deep, in no order.
 /// What vanishes meanwhile is passed over.
-pub fn walk(top: OwnedFd, visit: &mut dyn FnMut(&OwnedFd, &[u8], u32) -> io::Result<()>) -> io::Result<()> {
+pub fn walk(top: OwnedFd, visit: &mut Visit<'_>) -> io::Result<()> {
     use std::rc::Rc;
     let mut todo: Vec<(Rc<OwnedFd>, Vec<u8>)> = vec![(Rc::new(top), b".".to_vec())];
     while let Some((parent, name)) = todo.pop() {
