@@ -78,8 +78,9 @@ fn of_stat(id: u64, stat: &Stat, marks: &Marks) -> Attributes {
         out.mode = libc::S_IFCHR | (stat.mode & 0o7777);
         (out.size, out.blocks, out.rdev) = (0, 0, (0, 0));
     }
-    if marks.pin.is_some() && stat.is_file() {
-        out.blocks = blocks(stat.size);
+    if let Some(super::marks::PinMark::Object(_, size)) = marks.pin {
+        // Also while it is being filled.
+        (out.size, out.blocks) = (size, blocks(size));
     }
     out
 }
@@ -174,7 +175,7 @@ impl View {
                 None => ghost.ok_or(Fail(libc::ESTALE)),
             };
         };
-        let stat = if let Some(file) = file {
+        let mut stat = if let Some(file) = file {
             sys::stat(&*file)?
         } else if let Some(kept) = kept {
             sys::stat(&*kept)?
@@ -188,6 +189,9 @@ impl View {
             let (dir, name) = self.upper_place(node)?;
             sys::stat_at(&*dir, &name)?
         };
+        if let Some((atime, mtime)) = marks.times {
+            (stat.atime, stat.mtime) = (atime, mtime);
+        }
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
                 merged(node.id, &stat, changed, lower)
@@ -299,6 +303,7 @@ impl View {
             if change.atime.is_some() || change.mtime.is_some() {
                 let omit = SetTime::Omit;
                 sys::set_times(&fd, change.atime.unwrap_or(omit), change.mtime.unwrap_or(omit))?;
+                self.note_times(&node, &fd, change)?;
             }
             self.note_changed(&node, &fd, &changed)?;
         }
@@ -370,6 +375,20 @@ impl View {
             self.note_changed(node, fd, &changed)?;
         }
         Ok(())
+    }
+
+    /// Times that are set while a file is being filled are those that it has afterwards.
+    fn note_times(&self, node: &Node, fd: impl AsFd, change: &Change) -> Answer<()> {
+        let user = self.writable()?;
+        let mut state = node.state();
+        let Some(times) = state.upper.as_mut().and_then(|m| m.times.as_mut()) else { return Ok(()) };
+        let pick = |set: Option<SetTime>, was: Time| match set {
+            None | Some(SetTime::Omit) => was,
+            Some(SetTime::Now) => Time::now(),
+            Some(SetTime::To(time)) => time,
+        };
+        *times = (pick(change.atime, times.0), pick(change.mtime, times.1));
+        Ok(user.marks.set_own(fd, "times", &super::marks::encode_times(*times))?)
     }
 
     pub(crate) fn follows(&self, node: &Node) -> bool {

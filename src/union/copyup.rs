@@ -388,6 +388,12 @@ impl View {
                 }
                 Depth::Content | Depth::Empty => {
                     let to = File::from(sys::reopen(&handle, Open::ReadWrite)?);
+                    // Filling changes the file's times; these are shown until it is done, also after a crash.
+                    let times = (attributes.atime, attributes.mtime);
+                    user.marks.set_own(&handle, "times", &super::marks::encode_times(times))?;
+                    if let Some(marks) = &mut node.state().upper {
+                        marks.times = Some(times);
+                    }
                     to.set_len(0)?;
                     if depth == Depth::Content {
                         let object = self.objects.get(&digest, size)?;
@@ -432,6 +438,8 @@ impl View {
         if marks.pin.is_none() {
             user.marks.clear(&handle, &user.marks.own("pin"))?;
         }
+        marks.times = None;
+        user.marks.clear(&handle, &user.marks.own("times"))?;
         if fresh {
             let names = node.state().names.clone();
             self.leave_behind(node, &names, Some(attributes));

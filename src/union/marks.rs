@@ -10,6 +10,7 @@
 //! | `meta` | what follows the stack | which attributes the user changed (below) |
 //! | `pin` | what the user moved | `object DIGEST SIZE`, or `dir VERSION DIGEST PATH` |
 //! | `origin` | copied-up files | `DIGEST PATH` |
+//! | `times` | a file that is being filled | its access and modification times: `SEC.NSEC SEC.NSEC` |
 //! | `rdev` | a character device 0:0 that a user made, kept as an empty file | `c` |
 //!
 //! `meta` is a list of words separated by NUL: `mode`, `uid`, `gid`, `atime`, `mtime`, and `x` followed by the
@@ -24,7 +25,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use crate::store::Digest;
-use crate::sys::fs::{self as sys, Open, Stat};
+use crate::sys::fs::{self as sys, Open, Stat, Time};
 use crate::sys::xattr;
 
 /// Which attributes of something that follows the stack are the user's.
@@ -173,6 +174,8 @@ pub struct Marks {
     pub null_device: bool,
     /// It has no content of its own.
     pub metacopy: bool,
+    /// Its access and modification times, while it is being filled: those of the file on disk are of the filling.
+    pub times: Option<(Time, Time)>,
     /// The default ACL that it has on disk.
     pub default_acl: Option<Vec<u8>>,
 }
@@ -284,6 +287,7 @@ impl Namespace {
                 b"reroot.meta" => {
                     out.follows = Some(Changed::decode(&value()?).ok_or_else(|| damaged("meta"))?)
                 }
+                b"reroot.times" => out.times = Some(decode_times(&value()?).ok_or_else(|| damaged("times"))?),
                 b"reroot.pin" => out.pin = Some(PinMark::decode(&value()?).ok_or_else(|| damaged("pin"))?),
                 _ => {}
             }
@@ -310,6 +314,20 @@ impl Namespace {
     }
 }
 
+/// The value of the mark `times`.
+pub fn encode_times((atime, mtime): (Time, Time)) -> Vec<u8> {
+    format!("{}.{} {}.{}", atime.sec, atime.nsec, mtime.sec, mtime.nsec).into_bytes()
+}
+
+fn decode_times(value: &[u8]) -> Option<(Time, Time)> {
+    let time = |text: &str| {
+        let (sec, nsec) = text.split_once('.')?;
+        Some(Time { sec: sec.parse().ok()?, nsec: nsec.parse().ok().filter(|n| *n < 1_000_000_000)? })
+    };
+    let (atime, mtime) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    Some((time(atime)?, time(mtime)?))
+}
+
 fn damaged(mark: &str) -> io::Error {
     log::error!("a mark of the user layer ({mark}) cannot be read");
     io::Error::from_raw_os_error(libc::EUCLEAN)
@@ -332,6 +350,9 @@ mod tests {
         {
             assert_eq!(PinMark::decode(&pin.encode()), Some(pin));
         }
+        let times = (Time { sec: -5, nsec: 999_999_999 }, Time { sec: 7, nsec: 1 });
+        assert_eq!(decode_times(&encode_times(times)), Some(times));
+        assert_eq!(decode_times(b"1.2 3.1000000000"), None);
         assert_eq!(PinMark::decode(b"object x 1"), None);
         assert_eq!(PinMark::decode(format!("object {d} {}", u64::MAX).as_bytes()), None);
         assert_eq!(Changed::decode(b"mood"), None);

@@ -187,7 +187,7 @@ impl Laying<'_, '_> {
             meta.gid = stat.gid;
         }
         if changed.mtime {
-            meta.mtime = stat.mtime;
+            meta.mtime = marks.times.map_or(stat.mtime, |(_, mtime)| mtime);
         }
         if whole {
             meta.xattrs = on_disk;
