@@ -19,7 +19,7 @@ use super::actors::{attributes, listed, reader, types_and_links, writer};
 use super::common::{self, Program, Scratch, tree};
 
 /// Swaps that are made unless the environment says otherwise: half a minute of them.
-const SWAPS: usize = 300;
+const SWAPS: usize = 1000;
 pub const VERSIONS: u64 = 3;
 /// Paths of each kind.
 pub const MANY: u64 = 40;
