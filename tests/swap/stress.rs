@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::actors::{attributes, listed, reader, types_and_links, writer};
 use super::common::{self, Program, Scratch, tree};
 
-/// Swaps that are made unless the environment says otherwise: half a minute of them.
+/// Swaps that are made unless the environment says otherwise: a minute or two of them.
 const SWAPS: usize = 1000;
 pub const VERSIONS: u64 = 3;
 /// Paths of each kind.
