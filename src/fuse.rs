@@ -131,7 +131,7 @@ fn empty(result: Answer<()>, reply: ReplyEmpty) {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 fn kind(format: u32) -> FileType {
@@ -481,7 +481,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -493,7 +493,7 @@ impl Filesystem for Adapter {
     ) {
         self.changing();
         let pin = self.view.pin();
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
         match self.view.write(&pin, fh.0, offset, data, kill) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(e)),
@@ -656,7 +656,8 @@ impl Filesystem for Adapter {
         let how = match flags {
             libc::XATTR_CREATE => Set::Create,
             libc::XATTR_REPLACE => Set::Replace,
-            _ => Set::Any,
+            0 => Set::Any,
+            _ => Set::Both,
         };
         if value.len() > VALUE_MAX {
             return reply.error(Errno::E2BIG);

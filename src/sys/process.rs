@@ -35,6 +35,13 @@ pub fn began(pid: u32) -> Option<SystemTime> {
     SystemTime::now().checked_sub(Duration::try_from_secs_f64(age).ok()?)
 }
 
+/// The further groups of a thread; none if there is no such thread any more.
+pub fn groups(tid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|g| g.parse().ok()).collect()
+}
+
 /// Files are made with exactly the bits that are asked for.
 pub fn clear_umask() {
     rustix::process::umask(rustix::fs::Mode::empty());

@@ -312,14 +312,14 @@ impl View {
         Ok(done)
     }
 
-    /// Writes all of `data`.
-    pub fn write(&self, pin: &Pin, fh: u64, offset: u64, data: &[u8], kill: bool) -> Answer<()> {
+    /// Writes all of `data`. `kill`: who has no right to leave setuid and setgid where they are.
+    pub fn write(&self, pin: &Pin, fh: u64, offset: u64, data: &[u8], kill: Option<Caller>) -> Answer<()> {
         let handle = self.handle(fh)?;
         if !handle.writes {
             return Err(Fail(libc::EBADF));
         }
-        if kill {
-            self.kill_privileges(pin, &handle.node, true)?;
+        if kill.is_some() {
+            self.kill_privileges(pin, &handle.node, kill)?;
         }
         self.content(&handle.node)?.write_all_at(data, offset)?;
         Ok(())
@@ -341,7 +341,7 @@ impl View {
         };
         file.set_len(size)?;
         if caller.uid != 0 {
-            self.kill_privileges(pin, node, true)?;
+            self.kill_privileges(pin, node, Some(caller))?;
         }
         Ok(())
     }
@@ -399,7 +399,7 @@ impl View {
         let file = self.content(&handle.node)?;
         sys::fallocate(&*file, mode, offset, len)?;
         if caller.uid != 0 {
-            self.kill_privileges(pin, &handle.node, true)?;
+            self.kill_privileges(pin, &handle.node, Some(caller))?;
         }
         Ok(())
     }

@@ -559,6 +559,9 @@ impl View {
         if dir.state().upper.is_none() {
             return Ok(None);
         }
+        if let Some(found) = self.search_moved(pin, dir, id)? {
+            return Ok(Some(found));
+        }
         let fd = self.upper_dir(dir)?;
         for (name, format) in sys::list(fd.as_fd())? {
             if format == libc::S_IFCHR {
@@ -579,6 +582,26 @@ impl View {
                 && let Some(found) = self.search(pin, &node, id)?
             {
                 return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for a number among what came with a directory that the user moved: it has its number in the tree of the
+    /// version that the directory is pinned to, at a path that leads elsewhere or nowhere in the view.
+    fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
+        let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
+        let index = &lower.tree.index;
+        let Some(entry) = by_number(index, id)? else { return Ok(None) };
+        let top = index.path(&lower.entry)?;
+        for name in index.group(&entry)? {
+            let path = index.path(&name)?;
+            let beneath = path.strip_prefix(&top[..]).and_then(|rest| rest.strip_prefix(b"/"));
+            if let Some(rest) = beneath
+                && let Some(node) = self.walk_from(pin, dir.clone(), rest)?
+                && node.id == id
+            {
+                return Ok(Some(node));
             }
         }
         Ok(None)
