@@ -84,6 +84,10 @@ impl View {
             self.writable()?;
             // Decided at open: a handle opened for writing owns its copy.
             self.copy_up(pin, &node, if truncates { Depth::Empty } else { Depth::Content })?;
+            {
+                let _names = self.names.read();
+                self.may_write(&node, flags)?;
+            }
             if truncates {
                 self.truncate(pin, &node, 0, caller)?;
             }
@@ -166,9 +170,11 @@ impl View {
         let handle = self.upper_handle(node)?;
         let how = if self.settings.read_only { Open::Read } else { Open::ReadWrite };
         match sys::reopen(&handle, how) {
-            // Immutable, or append-only: it can only be read.
+            // Append-only, or immutable: then it can only be read.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
-                Ok(File::from(sys::reopen(&handle, Open::Read)?))
+                let file =
+                    sys::reopen(&handle, Open::Append).or_else(|_| sys::reopen(&handle, Open::Read))?;
+                Ok(File::from(file))
             }
             r => Ok(File::from(r?)),
         }
@@ -246,6 +252,11 @@ impl View {
     /// Whether an inode has open handles whose bytes go past the daemon.
     pub fn is_passing(&self, id: u64) -> bool {
         self.nodes.get(id).is_some_and(|n| n.state().passed > 0)
+    }
+
+    /// The node of an open file.
+    pub(crate) fn file_of(&self, fh: u64) -> Answer<Arc<Node>> {
+        Ok(self.handle(fh)?.node.clone())
     }
 
     fn handle(&self, fh: u64) -> Answer<Arc<Handle>> {
@@ -333,6 +344,10 @@ impl View {
             return Err(Fail(if node.is_dir() { libc::EISDIR } else { libc::EINVAL }));
         }
         self.copy_up(pin, node, if size == 0 { Depth::Empty } else { Depth::Content })?;
+        {
+            let _names = self.names.read();
+            self.may_write(node, 0)?;
+        }
         let open = node.state().file.clone();
         let file = match open {
             Some(file) => file,
@@ -421,15 +436,6 @@ impl View {
         }
         let (source, target) = (self.content(&a.node)?, self.content(&b.node)?);
         Ok(sys::copy_range(&*source, from_at, &*target, to_at, len.min(1 << 30) as usize)?)
-    }
-
-    /// Inode flags (`FS_IOC_GETFLAGS`).
-    pub fn get_flags(&self, fh: u64) -> Answer<u32> {
-        let handle = self.handle(fh)?;
-        if !handle.node.state().owns_content() {
-            return Ok(0);
-        }
-        Ok(sys::get_flags(&*self.content(&handle.node)?)?)
     }
 
     /// Space of the file system that the user layer is in; of the store for a mount without one.

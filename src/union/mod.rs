@@ -21,6 +21,7 @@
 pub mod attributes;
 pub mod copyup;
 pub mod data;
+pub mod flags;
 pub mod listing;
 pub mod lower;
 pub mod marks;

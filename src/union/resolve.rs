@@ -597,11 +597,12 @@ impl View {
     /// version that the directory is pinned to, at a path that leads elsewhere or nowhere in the view.
     fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
         let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
-        let index = &lower.tree.index;
-        let Some(entry) = by_number(index, id)? else { return Ok(None) };
-        let top = index.path(&lower.entry)?;
-        for name in index.group(&entry)? {
-            let path = index.path(&name)?;
+        let (stack, top) = match &lower.entry {
+            Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),
+        };
+        let Some(found) = by_number(&stack, id)? else { return Ok(None) };
+        for (parent, name) in found.group()? {
+            let path = [&parent[..], b"/", &name].concat();
             let beneath = path.strip_prefix(&top[..]).and_then(|rest| rest.strip_prefix(b"/"));
             if let Some(rest) = beneath
                 && let Some(node) = self.walk_from(pin, dir.clone(), rest)?

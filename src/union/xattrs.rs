@@ -120,6 +120,7 @@ impl View {
         let node = self.node(pin, id)?;
         {
             let _names = self.names.read();
+            self.may_set_attributes(&node)?;
             let there = self.xattr(pin, &node, name)?.is_some();
             match how {
                 Set::Create | Set::Both if there => return Err(Fail(libc::EEXIST)),
@@ -140,7 +141,8 @@ impl View {
             crate::sys::fs::chmod(&handle, mode.mode)?;
         }
         xattr::set(&handle, &user.marks.escape(name), value, Set::Any)?;
-        if name == ACCESS_ACL && caller.uid != 0 && mode.mode & libc::S_ISGID != 0 && !caller.is_in(mode.gid) {
+        if name == ACCESS_ACL && caller.uid != 0 && mode.mode & libc::S_ISGID != 0 && !caller.is_in(mode.gid)
+        {
             let now = crate::sys::fs::stat(&handle)?.mode;
             crate::sys::fs::chmod(&handle, now & !libc::S_ISGID)?;
         }
@@ -155,6 +157,7 @@ impl View {
         node.state().capability_removed = name == super::attributes::CAPABILITY;
         {
             let _names = self.names.read();
+            self.may_set_attributes(&node)?;
             if self.xattr(pin, &node, name)?.is_none() {
                 // That there is no ACL is what removing one asks for (`posix_acl_xattr_set` of the kernel).
                 let acl = name == ACCESS_ACL || name == DEFAULT_ACL;

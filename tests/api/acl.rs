@@ -108,7 +108,10 @@ fn new_files_take_modes_groups_and_acls_as_on_ext4() {
 fn acls_and_modes_follow_each_other() {
     twins(fill, |at| {
         let set = |path: &str, name: &str, value: &[u8]| {
-            at.did(&format!("set {path} {name}"), rfs::setxattr(at.path(path), name, value, XattrFlags::empty()));
+            at.did(
+                &format!("set {path} {name}"),
+                rfs::setxattr(at.path(path), name, value, XattrFlags::empty()),
+            );
             at.look(path);
         };
         let get = |path: &str, name: &str| {
@@ -171,7 +174,10 @@ fn acls_decide_who_may_and_who_may_change_them() {
                     at.did(&format!("{uid}:{gid} reads {path}"), File::open(at.path(path)).map(drop));
                     at.did("writes", File::options().append(true).open(at.path(path)).map(drop));
                     at.did("sets", rfs::setxattr(at.path(path), ACCESS, &rights, XattrFlags::empty()));
-                    at.did("sets the default", rfs::setxattr(at.path(path), DEFAULT, &rights, XattrFlags::empty()));
+                    at.did(
+                        "sets the default",
+                        rfs::setxattr(at.path(path), DEFAULT, &rights, XattrFlags::empty()),
+                    );
                     let mut value = [0; 200];
                     at.did("gets", rfs::getxattr(at.path(path), ACCESS, &mut value[..]));
                     at.look(path);

@@ -83,7 +83,10 @@ fn obeys() {
             [kind, name, how] => lock(kind, &files[name], how),
             _ => panic!("no such order: {line}"),
         };
-        println!("=> {}", result.map_or_else(|e| format!("errno {}", e.raw_os_error().unwrap_or(0)), |()| "ok".into()));
+        println!(
+            "=> {}",
+            result.map_or_else(|e| format!("errno {}", e.raw_os_error().unwrap_or(0)), |()| "ok".into())
+        );
     }
 }
 

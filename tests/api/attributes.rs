@@ -54,7 +54,9 @@ fn extended_attributes_have_ext4s_flags_families_and_errors() {
     twins(fill, |at| {
         let all = || {
             for path in PATHS {
-                for name in ["user.n", "trusted.n", "security.n", "system.n", "other.n", "user.", "n", "user.shipped"] {
+                for name in
+                    ["user.n", "trusted.n", "security.n", "system.n", "other.n", "user.", "n", "user.shipped"]
+                {
                     get(at, path, name, 100);
                     set(at, path, name, b"v", XattrFlags::REPLACE);
                     set(at, path, name, b"value", XattrFlags::CREATE);
@@ -136,7 +138,10 @@ fn owners_and_modes_change_as_on_ext4() {
     twins(fill, |at| {
         let chown = |path: &str, uid: Option<u32>, gid: Option<u32>| {
             let (u, g) = (uid.map(rfs::Uid::from_raw), gid.map(rfs::Gid::from_raw));
-            at.did(&format!("chown {path} {uid:?} {gid:?}"), rfs::chownat(CWD, at.path(path), u, g, AtFlags::SYMLINK_NOFOLLOW));
+            at.did(
+                &format!("chown {path} {uid:?} {gid:?}"),
+                rfs::chownat(CWD, at.path(path), u, g, AtFlags::SYMLINK_NOFOLLOW),
+            );
             at.look(path);
         };
         let chmod = |path: &str, mode: u32| {
@@ -181,7 +186,14 @@ fn statx_says_what_it_says_on_ext4() {
             let s = rfs::lstat(&path).unwrap();
             assert_eq!(x.stx_mask & basic.bits(), basic.bits(), "{name}");
             assert_eq!(
-                (x.stx_ino, u32::from(x.stx_mode), x.stx_size as i64, x.stx_uid, x.stx_gid, x.stx_blocks as i64),
+                (
+                    x.stx_ino,
+                    u32::from(x.stx_mode),
+                    x.stx_size as i64,
+                    x.stx_uid,
+                    x.stx_gid,
+                    x.stx_blocks as i64
+                ),
                 (s.st_ino, s.st_mode, s.st_size, s.st_uid, s.st_gid, s.st_blocks),
                 "{name}"
             );
@@ -189,18 +201,36 @@ fn statx_says_what_it_says_on_ext4() {
             assert_eq!(rfs::makedev(x.stx_dev_major, x.stx_dev_minor), s.st_dev, "{name}");
             assert_eq!(i64::from(x.stx_blksize), 4096);
             // A field alone, and from what the kernel remembers.
-            let some = rfs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC, StatxFlags::MODE).unwrap();
+            let some = rfs::statx(
+                CWD,
+                &path,
+                AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC,
+                StatxFlags::MODE,
+            )
+            .unwrap();
             assert_eq!(some.stx_mode, x.stx_mode, "{name}");
-            let forced = rfs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC, basic).unwrap();
-            assert_eq!((forced.stx_ino, forced.stx_size, forced.stx_mtime.tv_nsec), (x.stx_ino, x.stx_size, x.stx_mtime.tv_nsec), "{name}");
+            let forced =
+                rfs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC, basic).unwrap();
+            assert_eq!(
+                (forced.stx_ino, forced.stx_size, forced.stx_mtime.tv_nsec),
+                (x.stx_ino, x.stx_size, x.stx_mtime.tv_nsec),
+                "{name}"
+            );
         }
-        let of = |n: &str| { let x = rfs::statx(CWD, d.at(n), AtFlags::empty(), basic).unwrap(); (x.stx_rdev_major, x.stx_rdev_minor) };
+        let of = |n: &str| {
+            let x = rfs::statx(CWD, d.at(n), AtFlags::empty(), basic).unwrap();
+            (x.stx_rdev_major, x.stx_rdev_minor)
+        };
         assert_eq!([of("disk"), of("tty"), of("null"), of("nil")], [(259, 65536), (4, 64), (1, 3), (0, 0)]);
         let root = rfs::statx(CWD, &d.mnt, AtFlags::empty(), basic).unwrap();
         assert_eq!(root.stx_ino, 1);
         // statfs(2) of any file is that of the file system.
-        let (a, b) = (rfs::statfs(&d.mnt).unwrap(), rfs::fstatfs(File::open(d.at("dir/x")).unwrap()).unwrap());
-        assert_eq!((a.f_type, a.f_bsize, a.f_blocks, a.f_files, a.f_namelen), (b.f_type, b.f_bsize, b.f_blocks, b.f_files, b.f_namelen));
+        let (a, b) =
+            (rfs::statfs(&d.mnt).unwrap(), rfs::fstatfs(File::open(d.at("dir/x")).unwrap()).unwrap());
+        assert_eq!(
+            (a.f_type, a.f_bsize, a.f_blocks, a.f_files, a.f_namelen),
+            (b.f_type, b.f_bsize, b.f_blocks, b.f_files, b.f_namelen)
+        );
         assert_eq!((a.f_type, a.f_namelen), (0x6573_5546, 255));
     });
 }

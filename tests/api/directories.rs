@@ -60,7 +60,8 @@ fn a_directory_of_100_000_entries_keeps_its_positions_while_entries_come_and_go(
         }
         for at in [0, 1, 10, 1000, 50_001, MANY - 3, MANY] {
             stream.seek(places[at]);
-            let mut want = order[at + 1..].iter().filter(|n| !gone.contains(*n));
+            let mut want =
+                order[at + 1..].iter().filter(|n| !gone.contains(*n) && !matches!(&n[..], b"." | b".."));
             // What was there all the time comes exactly once, in the order of before; what came or went may come.
             let seen: Vec<Vec<u8>> = rest(&mut stream).into_iter().map(String::into_bytes).collect();
             let stayed: Vec<&Vec<u8>> =
@@ -132,7 +133,13 @@ fn types_and_numbers_of_a_listing_are_those_of_stat() {
                 let (kind, m) = (entry.file_type().unwrap(), fs::symlink_metadata(entry.path()).unwrap());
                 assert_eq!(entry.ino(), m.ino(), "{:?}", entry.path());
                 assert_eq!(kind, m.file_type(), "{:?}", entry.path());
-                seen.push((entry.file_name(), kind.is_dir(), kind.is_fifo(), kind.is_char_device(), kind.is_socket()));
+                seen.push((
+                    entry.file_name(),
+                    kind.is_dir(),
+                    kind.is_fifo(),
+                    kind.is_char_device(),
+                    kind.is_socket(),
+                ));
             }
             seen.sort();
             at.note(dir, seen);
@@ -154,7 +161,12 @@ fn link_counts_of_directories_count_their_subdirectories() {
     fn fill(dir: &Path) {
         tree::write(
             dir,
-            &[("a/b/c", Item::Dir(0o755)), ("a/d", Item::Dir(0o755)), ("a/file", Item::File(b"")), ("e", Item::Dir(0o755))],
+            &[
+                ("a/b/c", Item::Dir(0o755)),
+                ("a/d", Item::Dir(0o755)),
+                ("a/file", Item::File(b"")),
+                ("e", Item::Dir(0o755)),
+            ],
         );
     }
     twins(fill, |at| {
@@ -170,7 +182,8 @@ fn link_counts_of_directories_count_their_subdirectories() {
         look();
         fs::rename(at.path("a/new"), at.path("a/d")).unwrap();
         look();
-        rfs::renameat_with(rfs::CWD, at.path("a/file"), rfs::CWD, at.path("e/b"), rfs::RenameFlags::EXCHANGE).unwrap();
+        rfs::renameat_with(rfs::CWD, at.path("a/file"), rfs::CWD, at.path("e/b"), rfs::RenameFlags::EXCHANGE)
+            .unwrap();
         look();
         fs::remove_dir_all(at.path("a")).unwrap();
         look();
@@ -182,10 +195,21 @@ fn link_counts_of_directories_count_their_subdirectories() {
 #[test]
 fn what_removing_refuses_and_allows() {
     fn fill(dir: &Path) {
-        tree::write(dir, &[("full/x", Item::File(b"x")), ("empty", Item::Dir(0o755)), ("file", Item::File(b"x")), ("link", Item::Link("empty"))]);
+        tree::write(
+            dir,
+            &[
+                ("full/x", Item::File(b"x")),
+                ("empty", Item::Dir(0o755)),
+                ("file", Item::File(b"x")),
+                ("link", Item::Link("empty")),
+            ],
+        );
     }
     twins(fill, |at| {
-        for name in ["full", "file", "file/x", "absent", ".", "full/..", "link", "link/", "empty/.", "empty", "full/x", "full"] {
+        for name in [
+            "full", "file", "file/x", "absent", ".", "full/..", "link", "link/", "empty/.", "empty",
+            "full/x", "full",
+        ] {
             at.did(&format!("rmdir {name}"), rfs::unlinkat(rfs::CWD, at.path(name), rfs::AtFlags::REMOVEDIR));
             at.did(&format!("unlink {name}"), rfs::unlinkat(rfs::CWD, at.path(name), rfs::AtFlags::empty()));
             at.did(&format!("mkdir {name}"), rfs::mkdir(at.path(name), rfs::Mode::from_raw_mode(0o755)));

@@ -56,9 +56,18 @@ fn files_are_opened_as_the_flags_say() {
     twins(fill, |at| {
         let all = || {
             for (what, flags) in FLAGS {
-                for name in
-                    ["file", "large", "closed", "unreadable", "read-only", "dir", "shut/x", "link", "null", "absent"]
-                {
+                for name in [
+                    "file",
+                    "large",
+                    "closed",
+                    "unreadable",
+                    "read-only",
+                    "dir",
+                    "shut/x",
+                    "link",
+                    "null",
+                    "absent",
+                ] {
                     let name = if name == "absent" { format!("absent-{what}") } else { name.into() };
                     let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
                     let opened = rfs::open(at.path(&name), flags, Mode::from_raw_mode(0o640));
@@ -114,7 +123,10 @@ fn a_file_without_a_name_is_a_file_like_others() {
         fs::remove_file(at.path("dir/x")).unwrap();
         fs::remove_dir(at.path("dir")).unwrap();
         at.did("mkdir", rfs::mkdirat(&dir, "new", Mode::from_raw_mode(0o755)));
-        at.did("create", rfs::openat(&dir, "new", OFlags::CREATE | OFlags::RDWR, Mode::from_raw_mode(0o644)).map(drop));
+        at.did(
+            "create",
+            rfs::openat(&dir, "new", OFlags::CREATE | OFlags::RDWR, Mode::from_raw_mode(0o644)).map(drop),
+        );
         at.did("look", rfs::statat(&dir, "x", AtFlags::empty()).map(|s| s.st_mode));
         at.note("links", dir.metadata().unwrap().nlink());
         at.did("chmod", rfs::fchmod(&dir, Mode::from_raw_mode(0o700)));
@@ -172,7 +184,8 @@ fn by_handle(d: &Desk, kept: &[(&str, sys::Handle, u64)]) {
 fn file_handles_last_beyond_forgetting_remounts_and_swaps() {
     desk("", fill, |d| {
         d.sh("mkdir -p mine/deep; echo user >mine/deep/file; echo changed >>file; chmod 640 closed; mv dir mine/dir; ln large mine/l");
-        let paths = ["mine/deep/file", "file", "closed", "large", "mine/dir", "mine/dir/x", "mine", "shut", "shut/x"];
+        let paths =
+            ["mine/deep/file", "file", "closed", "large", "mine/dir", "mine/dir/x", "mine", "shut", "shut/x"];
         let kept: Vec<_> = paths
             .iter()
             .map(|p| (*p, sys::handle_of(&d.at(p)).unwrap(), fs::metadata(d.at(p)).unwrap().ino()))
@@ -185,9 +198,16 @@ fn file_handles_last_beyond_forgetting_remounts_and_swaps() {
         d.drop_caches();
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
-        crate::common::sh(&next, &format!("cp -a {}/. .; echo more >>read-only; rm unreadable; echo other >extra", d.source.display()))
-            .ok();
-        let changed: Vec<_> = ["read-only", "unreadable"].iter().map(|p| sys::handle_of(&d.at(p)).unwrap()).collect();
+        crate::common::sh(
+            &next,
+            &format!(
+                "cp -a {}/. .; echo more >>read-only; rm unreadable; echo other >extra",
+                d.source.display()
+            ),
+        )
+        .ok();
+        let changed: Vec<_> =
+            ["read-only", "unreadable"].iter().map(|p| sys::handle_of(&d.at(p)).unwrap()).collect();
         d.program.ok(&["import", &format!("dir:{}", next.display()), "v:2", "--parent", "v:1"]);
         d.program.ok(&["upgrade", "d", "--to", "v:2"]);
         d.drop_caches();
@@ -195,7 +215,11 @@ fn file_handles_last_beyond_forgetting_remounts_and_swaps() {
         let root = File::open(&d.mnt).unwrap();
         for handle in &changed {
             let gone = sys::open_handle(&root, handle, libc::O_RDONLY).map(drop).unwrap_err();
-            assert_eq!(gone.raw_os_error(), Some(libc::ESTALE), "what a swap displaced is not found any more");
+            assert_eq!(
+                gone.raw_os_error(),
+                Some(libc::ESTALE),
+                "what a swap displaced is not found any more"
+            );
         }
         // What is written by a handle is written to the file.
         let (_, handle, _) = &kept[3];

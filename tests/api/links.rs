@@ -27,7 +27,11 @@ fn fill(dir: &Path) {
             ("theirs", Item::Mode(b"theirs", 0o600)),
         ],
     );
-    crate::common::sh(dir, "mkfifo pipe; mknod null c 1 3; mknod nil c 0 0; chown 1234:1234 theirs; chmod 777 .").ok();
+    crate::common::sh(
+        dir,
+        "mkfifo pipe; mknod null c 1 3; mknod nil c 0 0; chown 1234:1234 theirs; chmod 777 .",
+    )
+    .ok();
 }
 
 #[test]
@@ -62,7 +66,9 @@ fn open_files_get_names() {
 #[test]
 fn links_count_and_stay_linked() {
     twins(fill, |at| {
-        let link = |from: &str, to: &str| at.did(&format!("{from} = {to}"), fs::hard_link(at.path(from), at.path(to)));
+        let link = |from: &str, to: &str| {
+            at.did(&format!("{from} = {to}"), fs::hard_link(at.path(from), at.path(to)))
+        };
         link("pair", "dir/third");
         at.look("dir/pair");
         link("pair", "dir/third");
@@ -117,7 +123,10 @@ fn other_users_link_what_they_may() {
         at.as_other(|| {
             for name in ["file", "pair", "private", "suid", "theirs", "link", "pipe"] {
                 at.did(name, fs::hard_link(at.path(name), at.path(format!("{name}-theirs"))));
-                at.did("in a closed directory", fs::hard_link(at.path(name), at.path(format!("dir/{name}-l"))));
+                at.did(
+                    "in a closed directory",
+                    fs::hard_link(at.path(name), at.path(format!("dir/{name}-l"))),
+                );
             }
             at.did("symlink", symlink("anything", at.path("their-symlink")));
             at.did("closed", symlink("anything", at.path("dir/their-symlink")));
@@ -154,7 +163,10 @@ fn symbolic_links_hold_up_to_4095_bytes() {
         at.did("rmdir", fs::remove_dir(at.path("to-dir")));
         at.did("with slash", fs::remove_dir(at.path("to-dir/")));
         at.did("beneath", fs::write(at.path("to-dir/file"), "through"));
-        at.did("chmod", rfs::chmodat(CWD, at.path("chain"), Mode::from_raw_mode(0o600), AtFlags::SYMLINK_NOFOLLOW));
+        at.did(
+            "chmod",
+            rfs::chmodat(CWD, at.path("chain"), Mode::from_raw_mode(0o600), AtFlags::SYMLINK_NOFOLLOW),
+        );
         let user = Some(rfs::Uid::from_raw(7));
         at.did("chown", rfs::chownat(CWD, at.path("chain"), user, None, AtFlags::SYMLINK_NOFOLLOW));
         at.look("chain");
@@ -166,7 +178,12 @@ fn a_group_of_the_stack_is_whole_after_copy_up_remount_and_swap() {
     let fill = |dir: &Path| {
         tree::write(
             dir,
-            &[("a", Item::File(b"one")), ("b", Item::Same("a")), ("d/c", Item::Same("a")), ("other", Item::File(b"o"))],
+            &[
+                ("a", Item::File(b"one")),
+                ("b", Item::Same("a")),
+                ("d/c", Item::Same("a")),
+                ("other", Item::File(b"o")),
+            ],
         );
     };
     desk("", fill, |d| {
@@ -186,7 +203,8 @@ fn a_group_of_the_stack_is_whole_after_copy_up_remount_and_swap() {
         look(4);
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
-        crate::common::sh(&next, &format!("cp -a {}/. .; echo new >other; echo two >a", d.source.display())).ok();
+        crate::common::sh(&next, &format!("cp -a {}/. .; echo new >other; echo two >a", d.source.display()))
+            .ok();
         d.program.ok(&["import", &format!("dir:{}", next.display()), "v:2", "--parent", "v:1"]);
         d.program.ok(&["upgrade", "d", "--to", "v:2"]);
         look(4);

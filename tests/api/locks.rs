@@ -92,7 +92,8 @@ fn ranges_and_questions() {
     twins(fill, |at| {
         let open = || OpenOptions::new().read(true).write(true).open(at.path("file")).unwrap();
         let (a, b) = (open(), open());
-        let set = |f: &File, kind, start, len| sys::ofd_lock(f, libc::F_OFD_SETLK, kind, start, len).map(drop);
+        let set =
+            |f: &File, kind, start, len| sys::ofd_lock(f, libc::F_OFD_SETLK, kind, start, len).map(drop);
         let ask = |f: &File, kind, start, len| sys::ofd_lock(f, libc::F_OFD_GETLK, kind, start, len);
         at.did("a 0+10", set(&a, libc::F_WRLCK, 0, 10));
         at.did("b 10+10", set(&b, libc::F_WRLCK, 10, 10));

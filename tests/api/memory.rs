@@ -18,7 +18,11 @@ fn fill(dir: &Path) {
     let large: Vec<u8> = (0..LEN).map(|i| (i / 512) as u8).collect();
     tree::write(
         dir,
-        &[("small", Item::Mode(&large[..20_000], 0o666)), ("large", Item::Mode(&large, 0o666)), ("empty", Item::File(b""))],
+        &[
+            ("small", Item::Mode(&large[..20_000], 0o666)),
+            ("large", Item::Mode(&large, 0o666)),
+            ("empty", Item::File(b"")),
+        ],
     );
 }
 
@@ -98,7 +102,8 @@ fn aligned(len: usize) -> (Vec<u8>, usize) {
 
 fn direct(at: &crate::twins::At) {
     for name in ["small", "large", "empty"] {
-        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(at.path(name));
+        let opened =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(at.path(name));
         let Some(file) = at.got(name, opened) else { continue };
         let (mut buf, from) = aligned(8192);
         let block = &mut buf[from..from + 4096];
@@ -163,7 +168,10 @@ fn bytes_go_from_file_to_file_inside_the_kernel() {
             });
             at.did("to one for reading", rfs::copy_file_range(&to, Some(&mut a), &from, Some(&mut b), 10));
             let append = OpenOptions::new().append(true).open(at.path("empty")).unwrap();
-            at.did("to one for appending", rfs::copy_file_range(&both, Some(&mut a), &append, Some(&mut b), 10));
+            at.did(
+                "to one for appending",
+                rfs::copy_file_range(&both, Some(&mut a), &append, Some(&mut b), 10),
+            );
         }
     });
 }

@@ -28,7 +28,8 @@ fn kinds(dir: &Path) {
 }
 
 const NAMES: [&str; 12] = [
-    "file", "other", "same", "empty", "empty2", "full", "full/in", "link", "dangling", "pipe", "nil", "absent",
+    "file", "other", "same", "empty", "empty2", "full", "full/in", "link", "dangling", "pipe", "nil",
+    "absent",
 ];
 
 fn rename(at: &At, from: &str, to: &str, flags: RenameFlags) {
@@ -121,7 +122,10 @@ fn sticky_and_closed_directories_bind_other_users() {
                         rename(at, &from, &format!("{dir}/new-{name}"), RenameFlags::empty());
                         rename(at, &format!("{dir}/new-{name}"), &from, RenameFlags::NOREPLACE);
                         rename(at, &format!("{dir}/roots"), &from, RenameFlags::EXCHANGE);
-                        at.did(&format!("link {from}"), fs::hard_link(at.path(&from), at.path(format!("{dir}/l-{name}"))));
+                        at.did(
+                            &format!("link {from}"),
+                            fs::hard_link(at.path(&from), at.path(format!("{dir}/l-{name}"))),
+                        );
                         at.did(&format!("unlink {from}"), fs::remove_file(at.path(&from)));
                         at.did(&format!("rmdir {from}"), fs::remove_dir(at.path(&from)));
                     }
@@ -160,7 +164,8 @@ fn paths_of_4096_bytes_and_deeper_are_reached() {
             rfs::mkdirat(&at, &*name, Mode::from_raw_mode(0o755)).unwrap();
             at = rfs::openat(&at, &*name, flags, Mode::empty()).unwrap();
         }
-        let file = rfs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o644)).unwrap();
+        let file =
+            rfs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o644)).unwrap();
         rustix::io::write(&file, b"deeper").unwrap();
         drop((at, file));
         d.drop_caches();
@@ -215,7 +220,11 @@ fn a_swap_beneath_a_renamed_directory_leaves_it_as_it_was_moved() {
     let fill = |dir: &Path| {
         tree::write(
             dir,
-            &[("dir/same", Item::File(b"same")), ("dir/old", Item::File(b"old")), ("dir/sub/x", Item::File(b"x"))],
+            &[
+                ("dir/same", Item::File(b"same")),
+                ("dir/old", Item::File(b"old")),
+                ("dir/sub/x", Item::File(b"x")),
+            ],
         );
     };
     desk("", fill, |d| {
@@ -224,7 +233,11 @@ fn a_swap_beneath_a_renamed_directory_leaves_it_as_it_was_moved() {
         let open = File::open(d.at("moved/old")).unwrap();
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
-        crate::common::sh(&next, &format!("cp -a {}/. .; echo new >dir/old; rm -r dir/sub; echo n >dir/new", d.source.display())).ok();
+        crate::common::sh(
+            &next,
+            &format!("cp -a {}/. .; echo new >dir/old; rm -r dir/sub; echo n >dir/new", d.source.display()),
+        )
+        .ok();
         d.program.ok(&["import", &format!("dir:{}", next.display()), "v:2", "--parent", "v:1"]);
         d.program.ok(&["upgrade", "d", "--to", "v:2"]);
         for _ in 0..2 {

@@ -11,7 +11,18 @@ use crate::sys;
 use crate::twins::{At, OTHER, as_user, twins, twins_on};
 
 const STEPS: [&str; 12] = [
-    "write", "append", "truncate", "ftruncate", "o_trunc", "allocate", "punch", "mapping", "range", "nothing", "read", "splice",
+    "write",
+    "append",
+    "truncate",
+    "ftruncate",
+    "o_trunc",
+    "allocate",
+    "punch",
+    "mapping",
+    "range",
+    "nothing",
+    "read",
+    "splice",
 ];
 const MODES: [u32; 4] = [0o6777, 0o6766, 0o2777, 0o4776];
 

@@ -21,8 +21,11 @@ struct Running(Child);
 impl Running {
     fn start(path: &Path) -> Running {
         use std::io::{Read, Write};
-        let mut child =
-            Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut child = Command::new(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         child.stdin.as_mut().unwrap().write_all(b"!").unwrap();
         let mut echo = [0];
         child.stdout.as_mut().unwrap().read_exact(&mut echo).unwrap();
@@ -56,7 +59,10 @@ fn a_running_program_is_busy_and_may_be_replaced() {
         at.did("link", fs::hard_link(&path, at.path("second")));
         at.did("write by the other name", OpenOptions::new().write(true).open(at.path("second")).map(drop));
         at.did("move", fs::rename(&path, at.path("dir/moved")));
-        at.did("write where it was moved", OpenOptions::new().write(true).open(at.path("dir/moved")).map(drop));
+        at.did(
+            "write where it was moved",
+            OpenOptions::new().write(true).open(at.path("dir/moved")).map(drop),
+        );
         let again = Running::start(&at.path("dir/moved"));
         at.did("replace", fs::rename(at.path("other"), at.path("dir/moved")));
         at.did("remove", fs::remove_file(at.path("second")));
@@ -88,7 +94,10 @@ fn execution_is_refused_as_on_ext4() {
         as_user(OTHER, OTHER, &[], || run("plain"));
         at.did("chmod", rfs::chmod(at.path("plain"), rfs::Mode::from_raw_mode(0o644)));
         run("plain");
-        at.did("append", sh(at.dir(), "echo 'echo more' >>script").code.ok_or(std::io::Error::other("killed")));
+        at.did(
+            "append",
+            sh(at.dir(), "echo 'echo more' >>script").code.ok_or(std::io::Error::other("killed")),
+        );
         run("script");
     });
 }

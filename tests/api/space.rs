@@ -65,7 +65,15 @@ fn allocated(at: &At) {
         file.sync_all().unwrap();
         let end = file.metadata().unwrap().len() as i64;
         for (what, mode) in MODES {
-            for (from, len) in [(8192, 8192), (10_000, 3000), (end - 100, 5000), (end + 20_000, 4096), (0, 0), (-1, 5), (5, -1)] {
+            for (from, len) in [
+                (8192, 8192),
+                (10_000, 3000),
+                (end - 100, 5000),
+                (end + 20_000, 4096),
+                (0, 0),
+                (-1, 5),
+                (5, -1),
+            ] {
                 at.did(&format!("{what} {from}+{len}"), sys::fallocate(&file, mode, from, len));
                 at.note("length", file.metadata().unwrap().len());
             }
@@ -122,7 +130,9 @@ fn holes_are_found_where_they_are() {
 fn lengths_are_changed_by_everybody_who_may() {
     twins(fill, |at| {
         let steps = || {
-            for (name, len) in [("small", 10), ("large", 1 << 20), ("small", 1 << 20), ("large", 0), ("small", 0)] {
+            for (name, len) in
+                [("small", 10), ("large", 1 << 20), ("small", 1 << 20), ("large", 0), ("small", 0)]
+            {
                 at.did(name, rustix_truncate(&at.path(name), len));
                 at.look(name);
             }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -160,37 +160,6 @@ impl Drop for Stream {
         // SAFETY: opened by `open`, closed once.
         unsafe { libc::closedir(self.0) };
     }
-}
-
-/// A private directory mount id-mapped: a clone of the mount at `path` whose owners are shown through `userns`.
-pub fn id_mapped_clone(path: &Path, userns: &OwnedFd) -> io::Result<OwnedFd> {
-    use rustix::mount::{OpenTreeFlags, open_tree};
-    let tree = open_tree(
-        rustix::fs::CWD,
-        path,
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )?;
-    // struct mount_attr of mount_setattr(2).
-    let attr: [u64; 4] = [libc::MOUNT_ATTR_IDMAP, 0, 0, userns.as_raw_fd() as u64];
-    // SAFETY: the pointer leads to a live structure of the size that is passed.
-    done(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            attr.as_ptr(),
-            size_of_val(&attr),
-        )
-    })?;
-    Ok(tree)
-}
-
-/// An ioctl that takes a pointer to a value which it reads and writes.
-pub fn ioctl<T>(file: impl AsFd, request: u64, value: &mut T) -> io::Result<()> {
-    // SAFETY: callers pass a type of the size that the request number names.
-    done(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), request, std::ptr::from_mut(value)) }.into())
-        .map(drop)
 }
 
 /// `truncate(2)`.

@@ -19,8 +19,6 @@ pub const OTHER: u32 = 1234;
 pub struct At {
     dir: PathBuf,
     said: Mutex<Vec<String>>,
-    /// The place lies in a view.
-    pub is_view: bool,
 }
 
 impl At {
@@ -77,7 +75,9 @@ impl At {
         self.note(
             name,
             fs::symlink_metadata(self.path(name))
-                .map(|m| format!("{:o} {}:{} {} bytes {} links", m.mode(), m.uid(), m.gid(), size(&m), m.nlink()))
+                .map(|m| {
+                    format!("{:o} {}:{} {} bytes {} links", m.mode(), m.uid(), m.gid(), size(&m), m.nlink())
+                })
                 .map_err(|e| e.raw_os_error()),
         );
     }
@@ -132,8 +132,8 @@ pub fn twins_on(options: &str, fill: fn(&Path), act: fn(&At)) {
         for part in ["stack", "born"] {
             assert_same(&format!("{part}, before the steps"), &state(&plain.join(part)), &state(&d.at(part)));
             let mut said = Vec::new();
-            for (base, is_view) in [(&plain, false), (&d.mnt, true)] {
-                let at = At { dir: base.join(part), said: Mutex::default(), is_view };
+            for base in [&plain, &d.mnt] {
+                let at = At { dir: base.join(part), said: Mutex::default() };
                 act(&at);
                 said.push(at.said.into_inner().unwrap());
             }
@@ -182,8 +182,15 @@ pub fn state(root: &Path) -> State {
     while let Some(name) = todo.pop() {
         let path = if name.is_empty() { root.to_path_buf() } else { root.join(OsStr::from_bytes(&name)) };
         let m = fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut line =
-            format!("{:o} {}:{} {} links {} bytes {:x}", m.mode(), m.uid(), m.gid(), m.nlink(), size(&m), m.rdev());
+        let mut line = format!(
+            "{:o} {}:{} {} links {} bytes {:x}",
+            m.mode(),
+            m.uid(),
+            m.gid(),
+            m.nlink(),
+            size(&m),
+            m.rdev()
+        );
         if m.is_dir() {
             let mut names: Vec<Vec<u8>> = fs::read_dir(&path)
                 .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -197,7 +204,14 @@ pub fn state(root: &Path) -> State {
             line += &format!(" -> {:?}", fs::read_link(&path));
         } else if m.is_file() && m.len() < 64 << 20 {
             let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            line += &format!(" {}", if bytes.len() < 80 { format!("{:?}", String::from_utf8_lossy(&bytes)) } else { digest(&bytes) });
+            line += &format!(
+                " {}",
+                if bytes.len() < 80 {
+                    format!("{:?}", String::from_utf8_lossy(&bytes))
+                } else {
+                    digest(&bytes)
+                }
+            );
         }
         if !m.is_dir() && m.nlink() > 1 {
             let leader = first.entry(m.ino()).or_insert_with(|| name.clone());
@@ -212,8 +226,9 @@ pub fn state(root: &Path) -> State {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hash =
-        bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
     format!("{hash:016x}")
 }
 
