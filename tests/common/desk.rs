@@ -45,7 +45,7 @@ impl Desk {
     /// Unmounts and mounts again.
     #[track_caller]
     pub fn remount(&self) {
-        self.program.ok(&["umount", "d"]);
+        self.program.umount(&self.mnt);
         self.program.mount_with("d", &self.mnt, &self.options).forget();
     }
 
@@ -73,5 +73,5 @@ pub fn desk(options: &str, fill: impl FnOnce(&Path), test: impl FnOnce(&Desk) + 
         options: options.into(),
     };
     within(LIMIT, "the test", move || test(&desk));
-    program.ok(&["umount", "d"]);
+    program.umount(&scratch.mnt());
 }
