@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 
 use super::attributes::Attributes;
 use super::copyup::Depth;
+use super::lower::Stack;
 use super::names::Make;
 use super::node::Node;
 use super::{Answer, Caller, Data, Fail, Pin, View};
@@ -432,11 +433,15 @@ impl View {
         Ok(sys::get_flags(&*self.content(&handle.node)?)?)
     }
 
-    /// Space of the file system that the user layer is in; of the store for a mount without one.
+    /// Space of the file system that the user layer is in; of what lies below for a mount without one.
     pub fn statfs(&self) -> Answer<Space> {
         match &self.user {
             Some(user) => Ok(sys::space(&*user.top)?),
-            None => Ok(sys::space(sys::open_dir(self.store.root())?)?),
+            None => match (&self.library, &self.generation.read().stack) {
+                (_, Stack::Directories(stack)) => Ok(stack.space()?),
+                (Some(library), _) => Ok(sys::space(sys::open_dir(library.store.root())?)?),
+                (None, _) => Err(Fail(libc::EIO)),
+            },
         }
     }
 
