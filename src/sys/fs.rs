@@ -380,6 +380,11 @@ pub fn disk_usage(top: OwnedFd) -> io::Result<u64> {
 
 /// The names in a directory with their type bits (0 where unknown), without `.` and `..`, unsorted.
 pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32)>> {
+    Ok(list_numbered(dir)?.into_iter().map(|(name, format, _)| (name, format)).collect())
+}
+
+/// As [`list`], with each entry's inode number.
+pub fn list_numbered(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32, u64)>> {
     let own = rfs::openat(dir, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut found = Vec::new();
     for entry in rfs::Dir::new(own)? {
@@ -390,7 +395,7 @@ pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32)>> {
                 rfs::FileType::Unknown => 0,
                 kind => kind.as_raw_mode() & libc::S_IFMT,
             };
-            found.push((name.to_bytes().to_vec(), format));
+            found.push((name.to_bytes().to_vec(), format, entry.ino()));
         }
     }
     Ok(found)

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::lower::Lower;
-use super::marks::{Changed, Marks};
+use super::marks::{Changed, Marks, PinMark};
 use super::node::{Node, ROOT};
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, SetTime, Stat, Time};
@@ -78,9 +78,11 @@ fn of_stat(id: u64, stat: &Stat, marks: &Marks) -> Attributes {
         out.mode = libc::S_IFCHR | (stat.mode & 0o7777);
         (out.size, out.blocks, out.rdev) = (0, 0, (0, 0));
     }
-    if let Some(super::marks::PinMark::Object(_, size)) = marks.pin {
+    match marks.pin {
         // Also while it is being filled.
-        (out.size, out.blocks) = (size, blocks(size));
+        Some(PinMark::Object(_, size)) => (out.size, out.blocks) = (size, blocks(size)),
+        Some(PinMark::Below(_)) if stat.is_file() => out.blocks = blocks(out.size),
+        _ => {}
     }
     out
 }

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 
 use super::attributes::Attributes;
 use super::copyup::Depth;
+use super::lower::Stack;
 use super::names::Make;
 use super::node::Node;
 use super::{Answer, Caller, Data, Fail, Pin, View};
@@ -438,11 +439,28 @@ impl View {
         Ok(sys::copy_range(&*source, from_at, &*target, to_at, len.min(1 << 30) as usize)?)
     }
 
+<<<<<<< HEAD
     /// Space of the file system that the user layer is in; of the store for a mount without one.
+=======
+    /// Inode flags (`FS_IOC_GETFLAGS`).
+    pub fn get_flags(&self, fh: u64) -> Answer<u32> {
+        let handle = self.handle(fh)?;
+        if !handle.node.state().owns_content() {
+            return Ok(0);
+        }
+        Ok(sys::get_flags(&*self.content(&handle.node)?)?)
+    }
+
+    /// Space of the file system that the user layer is in; of what lies below for a mount without one.
+>>>>>>> main
     pub fn statfs(&self) -> Answer<Space> {
         match &self.user {
             Some(user) => Ok(sys::space(&*user.top)?),
-            None => Ok(sys::space(sys::open_dir(self.store.root())?)?),
+            None => match (&self.library, &self.generation.read().stack) {
+                (_, Stack::Directories(stack)) => Ok(stack.space()?),
+                (Some(library), _) => Ok(sys::space(sys::open_dir(library.store.root())?)?),
+                (None, _) => Err(Fail(libc::EIO)),
+            },
         }
     }
 

@@ -21,7 +21,11 @@
 pub mod attributes;
 pub mod copyup;
 pub mod data;
+<<<<<<< HEAD
 pub mod flags;
+=======
+pub mod directories;
+>>>>>>> main
 pub mod listing;
 pub mod lower;
 pub mod marks;
@@ -102,6 +106,8 @@ pub struct Settings {
     pub read_only: bool,
     /// Which files go past the daemon.
     pub data: Data,
+    /// A file comes up without its content where only its attributes or its name change.
+    pub metacopy: bool,
 }
 
 /// Which files go past the daemon (see DESIGN, "Data").
@@ -115,12 +121,20 @@ pub enum Data {
     Coherent,
 }
 
+/// What versions are read from.
+#[derive(Debug)]
+pub struct Library {
+    /// The store.
+    pub store: Store,
+    /// Its objects.
+    pub objects: Objects,
+}
+
 /// The merged view of one stack and one user layer.
 #[derive(Debug)]
 pub struct View {
     pub(crate) settings: Settings,
-    pub(crate) store: Store,
-    pub(crate) objects: Objects,
+    pub(crate) library: Option<Library>,
     pub(crate) user: Option<UserLayer>,
     pub(crate) generation: RwLock<Arc<Generation>>,
     pub(crate) pinned_trees: Mutex<std::collections::HashMap<Digest, Arc<Tree>>>,
@@ -137,10 +151,9 @@ pub struct View {
 }
 
 impl View {
-    /// A view of `stack` with an optional user layer above it.
+    /// A view of `stack` with an optional user layer above it. A stack of plain directories needs no library.
     pub fn new(
-        store: Store,
-        objects: Objects,
+        library: Option<Library>,
         user: Option<UserLayer>,
         stack: Stack,
         generation: u64,
@@ -149,8 +162,7 @@ impl View {
         let root = Node::root(&stack, user.as_ref(), generation)?;
         Ok(View {
             settings,
-            store,
-            objects,
+            library,
             user,
             generation: RwLock::new(Arc::new(Generation { number: generation, stack })),
             pinned_trees: Mutex::default(),
@@ -173,7 +185,11 @@ impl View {
     /// Opens a content for reading.
     pub(crate) fn open_content(&self, content: &Content) -> Answer<std::fs::File> {
         match content {
-            Content::Object(digest, size) => Ok(self.objects.get(digest, *size)?),
+            Content::Object(digest, size) => {
+                let library = self.library.as_ref().ok_or(Fail(libc::EIO))?;
+                Ok(library.objects.get(digest, *size)?)
+            }
+            Content::File(stack, place) => Ok(stack.open_content(place)?),
         }
     }
 

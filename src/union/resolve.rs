@@ -30,6 +30,7 @@ pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::R
 fn by_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
     match stack {
         Stack::Version(tree) => Ok(tree_by_number(&tree.index, id)?.map(|entry| Lower::of(tree, entry))),
+        Stack::Directories(stack) => Ok(stack.by_number(id)?.map(|place| Lower::at(stack, place))),
     }
 }
 
@@ -150,7 +151,7 @@ impl View {
     /// another path: then what has the number is the user's (copied up on a stack where the group was
     /// another), and the rest of the group is an inode of its own.
     pub(crate) fn lower_number(&self, pin: &Pin, lower: &Lower) -> Answer<u64> {
-        let Entry::Tree(tree, entry) = &lower.entry;
+        let Entry::Tree(tree, entry) = &lower.entry else { return Ok(lower.number()) };
         let index = &tree.index;
         let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
         else {
@@ -176,6 +177,9 @@ impl View {
 
     /// How many paths of the stack show a node that the user layer does not hold.
     pub(crate) fn split_links(&self, pin: &Pin, node: &Node, lower: &Lower) -> Answer<u32> {
+        if let Entry::Plain(..) = &lower.entry {
+            return Ok(lower.links()?);
+        }
         let mut links = 0;
         for (parent, name) in lower.group()? {
             let path = crate::layer::model::join(&parent, &name);
@@ -275,7 +279,8 @@ impl View {
         let mut generation = 0;
         if stat.is_dir() {
             lower = match &marks.pin {
-                Some(pin_mark) => Some(self.pinned_lower(pin_mark)?),
+                Some(PinMark::Below(_)) if marks.opaque => None,
+                Some(pin_mark) => self.pinned_lower(pin, dir, name, pin_mark)?.filter(Lower::is_dir),
                 None if marks.opaque => None,
                 None => below.filter(Lower::is_dir),
             };
@@ -294,7 +299,17 @@ impl View {
                 log::error!("a file of the user layer has a pin that does not fit it");
                 return Err(Fail(libc::EUCLEAN));
             }
-            lower = None;
+            // A file of another overlay program that has its content below.
+            lower = match &marks.pin {
+                Some(to @ PinMark::Below(_)) => {
+                    let found = self.pinned_lower(pin, dir, name, to)?.filter(|l| l.format() == format);
+                    Some(found.ok_or_else(|| {
+                        log::error!("a file of the user layer has no content, and none lies below");
+                        Fail(libc::EIO)
+                    })?)
+                }
+                _ => None,
+            };
             id = marks.number.unwrap_or_else(|| born_number(stat));
         }
         if id < BORN
@@ -390,17 +405,29 @@ impl View {
         Ok(state.lower.clone())
     }
 
-    /// The directory of a version that the user moved.
-    fn pinned_lower(&self, mark: &PinMark) -> Answer<Lower> {
-        let PinMark::Dir(version, digest, path) = mark else {
-            log::error!("a directory of the user layer has a file's pin");
-            return Err(Fail(libc::EUCLEAN));
+    /// What something that the user moved stands on. The caller holds `names`.
+    fn pinned_lower(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8], mark: &PinMark) -> Answer<Option<Lower>> {
+        let (version, digest, path) = match mark {
+            PinMark::Dir(version, digest, path) => (version, digest, path),
+            PinMark::Below(to) => {
+                let found = match (&pin.0.stack, to.strip_prefix(b"/")) {
+                    (Stack::Directories(stack), Some(path)) => {
+                        stack.find(path)?.map(|place| Lower::at(stack, place))
+                    }
+                    _ => self.below(pin, dir, if to.is_empty() { name } else { to })?,
+                };
+                return Ok(found.map(|lower| Lower { pinned: true, ..lower }));
+            }
+            PinMark::Object(..) => {
+                log::error!("a directory of the user layer has a file's pin");
+                return Err(Fail(libc::EUCLEAN));
+            }
         };
         let tree = self.pinned_tree(version)?;
         let entry = tree.index.find(path)?.filter(index::Node::is_dir);
         match entry {
             Some(entry) if tree.index.dir_digest(&entry)? == *digest => {
-                Ok(Lower { pinned: true, ..Lower::of(&tree, entry) })
+                Ok(Some(Lower { pinned: true, ..Lower::of(&tree, entry) }))
             }
             _ => {
                 log::error!("a pin names a directory that version {version} does not have");
@@ -411,14 +438,16 @@ impl View {
 
     /// The tree of a version that something moved stands on.
     pub(crate) fn pinned_tree(&self, version: &Digest) -> Answer<Arc<Tree>> {
-        let Stack::Version(current) = self.generation.read().stack.clone();
-        if current.version == *version {
+        if let Stack::Version(current) = self.generation.read().stack.clone()
+            && current.version == *version
+        {
             return Ok(current);
         }
         if let Some(tree) = self.pinned_trees.lock().get(version) {
             return Ok(tree.clone());
         }
-        let tree = Tree::open(&self.store, version)?;
+        let library = self.library.as_ref().ok_or(Fail(libc::EUCLEAN))?;
+        let tree = Tree::open(&library.store, version)?;
         self.pinned_trees.lock().insert(*version, tree.clone());
         Ok(tree)
     }

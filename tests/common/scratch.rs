@@ -156,7 +156,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// Processes of the program under test that speak of a path beneath `dir` in their arguments or environment.
-fn daemons(dir: &Path) -> Vec<u32> {
+pub fn daemons(dir: &Path) -> Vec<u32> {
     let program = Path::new(env!("CARGO_BIN_EXE_reroot"));
     let needle = dir.as_os_str().as_encoded_bytes();
     let mut out = Vec::new();
