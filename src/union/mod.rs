@@ -21,7 +21,11 @@
 pub mod attributes;
 pub mod copyup;
 pub mod data;
+<<<<<<< HEAD
+pub mod flags;
+=======
 pub mod directories;
+>>>>>>> main
 pub mod listing;
 pub mod lower;
 pub mod marks;
@@ -71,6 +75,15 @@ pub struct Caller {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Thread, as this process sees it; 0 where it cannot.
+    pub pid: u32,
+}
+
+impl Caller {
+    /// Whether the caller is in a group, by further groups too.
+    fn is_in(&self, gid: u32) -> bool {
+        self.gid == gid || crate::sys::process::groups(self.pid).contains(&gid)
+    }
 }
 
 /// The stack that a mount shows, between two swaps.

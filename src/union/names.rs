@@ -244,6 +244,7 @@ impl View {
             return Err(Fail(libc::EISDIR));
         }
         let _names = self.names.write();
+        self.may_lose_names(&dir)?;
         let ghost = self.attributes(pin, &node)?;
         let to = self.upper_dir(&dir)?;
         let below = self.below(pin, &dir, name)?.is_some();
@@ -269,6 +270,7 @@ impl View {
             return Err(Fail(libc::ENOTDIR));
         }
         let _names = self.names.write();
+        self.may_lose_names(&dir)?;
         if !self.is_empty_dir(pin, &node)? {
             return Err(Fail(libc::ENOTEMPTY));
         }
@@ -422,6 +424,10 @@ impl View {
             {
                 // Before anything is brought up or pinned for a move that cannot be.
                 let _names = self.names.read();
+                self.may_lose_names(&d1)?;
+                if b.is_some() {
+                    self.may_lose_names(&d2)?;
+                }
                 self.may_move(pin, &a, b.as_ref(), &d1, &d2, how)?;
             }
             self.copy_up_dir(pin, &d1)?;

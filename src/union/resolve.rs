@@ -594,6 +594,9 @@ impl View {
         if dir.state().upper.is_none() {
             return Ok(None);
         }
+        if let Some(found) = self.search_moved(pin, dir, id)? {
+            return Ok(Some(found));
+        }
         let fd = self.upper_dir(dir)?;
         for (name, format) in sys::list(fd.as_fd())? {
             if format == libc::S_IFCHR {
@@ -614,6 +617,27 @@ impl View {
                 && let Some(found) = self.search(pin, &node, id)?
             {
                 return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for a number among what came with a directory that the user moved: it has its number in the tree of the
+    /// version that the directory is pinned to, at a path that leads elsewhere or nowhere in the view.
+    fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
+        let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
+        let (stack, top) = match &lower.entry {
+            Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),
+        };
+        let Some(found) = by_number(&stack, id)? else { return Ok(None) };
+        for (parent, name) in found.group()? {
+            let path = [&parent[..], b"/", &name].concat();
+            let beneath = path.strip_prefix(&top[..]).and_then(|rest| rest.strip_prefix(b"/"));
+            if let Some(rest) = beneath
+                && let Some(node) = self.walk_from(pin, dir.clone(), rest)?
+                && node.id == id
+            {
+                return Ok(Some(node));
             }
         }
         Ok(None)

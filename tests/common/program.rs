@@ -266,7 +266,7 @@ impl Program {
         loop {
             let answer = self.run(&[OsStr::new("umount"), point.as_os_str()]);
             let busy = answer.code == Some(1) && answer.err().contains("is in use");
-            if !busy || began.elapsed() > Duration::from_secs(10) {
+            if !busy || began.elapsed() > Duration::from_secs(60) {
                 answer.ok();
                 return;
             }

@@ -100,7 +100,16 @@ impl Drop for Scratch {
             eprintln!("{}: still mounted, so it stays", self.path.display());
             return;
         }
-        let _ = Command::new("rm").args(["-rf", "--one-file-system", "--"]).arg(&self.path).status();
+        let remove = || {
+            let mut rm = Command::new("rm");
+            rm.args(["-rf", "--one-file-system", "--"]).arg(&self.path).stderr(Stdio::null());
+            rm.status().is_ok_and(|s| s.success())
+        };
+        if !remove() {
+            // Something immutable, of a test that failed in between.
+            let _ = Command::new("chattr").args(["-R", "-f", "-ia", "--"]).arg(&self.path).status();
+            remove();
+        }
     }
 }
 
