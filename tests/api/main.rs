@@ -27,4 +27,4 @@ mod notify;
 mod privileges;
 mod processes;
 mod space;
-// mod times;
+mod times;
