@@ -15,7 +15,7 @@ mod twins;
 mod acl;
 mod attributes;
 mod directories;
-// mod durable;
+mod durable;
 mod flags;
 mod handles;
 mod ids;
