@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::lower::Lower;
-use super::marks::{Changed, Marks};
+use super::marks::{Changed, Marks, PinMark};
 use super::node::{Node, ROOT};
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, SetTime, Stat, Time};
@@ -78,42 +78,25 @@ fn of_stat(id: u64, stat: &Stat, marks: &Marks) -> Attributes {
         out.mode = libc::S_IFCHR | (stat.mode & 0o7777);
         (out.size, out.blocks, out.rdev) = (0, 0, (0, 0));
     }
-    if let Some(super::marks::PinMark::Object(_, size)) = marks.pin {
+    match marks.pin {
         // Also while it is being filled.
-        (out.size, out.blocks) = (size, blocks(size));
+        Some(PinMark::Object(_, size)) => (out.size, out.blocks) = (size, blocks(size)),
+        Some(PinMark::Below(_)) if stat.is_file() => out.blocks = blocks(out.size),
+        _ => {}
     }
     out
 }
 
-fn blocks(size: u64) -> u64 {
+/// Blocks of 512 bytes that so many bytes take.
+pub(crate) fn blocks(size: u64) -> u64 {
     size.div_ceil(4096) * 8
 }
 
-/// Attributes of a path of the stack. Access time is the modification time (a stack keeps none).
-pub(crate) fn of_lower(id: u64, lower: &Lower) -> Attributes {
-    let n = &lower.entry;
-    let size = if n.is_dir() { 4096 } else { n.size };
-    Attributes {
-        ino: id,
-        size,
-        blocks: if n.is_file() || n.is_dir() { blocks(size) } else { 0 },
-        atime: n.mtime,
-        mtime: n.mtime,
-        ctime: n.mtime,
-        mode: n.mode,
-        nlink: n.nlink,
-        uid: n.uid,
-        gid: n.gid,
-        rdev: n.rdev(),
-        blksize: 4096,
-    }
-}
-
 /// What follows the stack: the user's attributes where changed, the stack's elsewhere.
-fn merged(id: u64, stat: &Stat, changed: &Changed, lower: &Lower) -> Attributes {
-    let mut out = of_lower(id, lower);
+fn merged(id: u64, stat: &Stat, changed: &Changed, lower: &Lower) -> Answer<Attributes> {
+    let mut out = lower.attributes(id)?;
     if changed.mode {
-        out.mode = lower.entry.format() | (stat.mode & 0o7777);
+        out.mode = lower.format() | (stat.mode & 0o7777);
     }
     if changed.uid {
         out.uid = stat.uid;
@@ -130,10 +113,10 @@ fn merged(id: u64, stat: &Stat, changed: &Changed, lower: &Lower) -> Attributes 
     if *changed != Changed::default() {
         out.ctime = stat.ctime;
     }
-    if !lower.entry.is_dir() {
+    if !lower.is_dir() {
         out.nlink = stat.nlink;
     }
-    out
+    Ok(out)
 }
 
 impl View {
@@ -166,8 +149,8 @@ impl View {
             }
             return match &lower {
                 Some(lower) => {
-                    let mut out = of_lower(node.id, lower);
-                    if node.id != lower.entry.number && !gone && !node.is_dir() {
+                    let mut out = lower.attributes(node.id)?;
+                    if node.id != lower.number() && !gone && !node.is_dir() {
                         out.nlink = self.split_links(pin, node, lower)?;
                     }
                     Ok(out)
@@ -194,7 +177,7 @@ impl View {
         }
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
-                merged(node.id, &stat, changed, lower)
+                merged(node.id, &stat, changed, lower)?
             }
             _ => of_stat(node.id, &stat, &marks),
         };
@@ -217,9 +200,9 @@ impl View {
         }
         let user = self.user.as_ref().ok_or(Fail(libc::EIO))?;
         let dir = self.upper_dir(node)?;
-        let mut count = lower.entry.nlink.saturating_sub(2);
+        let mut count = lower.links()?.saturating_sub(2);
         for (name, format) in sys::list(dir.as_fd())? {
-            let below = lower.child(&name)?.is_some_and(|l| l.entry.is_dir());
+            let below = lower.child(&name)?.is_some_and(|l| l.is_dir());
             let here = match format {
                 libc::S_IFDIR => true,
                 0 => sys::stat_at(&*dir, &name)?.is_dir(),
@@ -259,7 +242,7 @@ impl View {
             // HANDLE_KILLPRIV_V2 with passthrough: a request to clear setuid and setgid arrives without fields.
             // So does the end of clearing the capabilities alone, when root writes to a file that has them.
             let only_capability = std::mem::take(&mut node.state().capability_removed);
-            self.kill_privileges(pin, &node, caller.uid != 0 || !only_capability)?;
+            self.kill_privileges(pin, &node, (caller.uid != 0 || !only_capability).then_some(caller))?;
         }
         let mut changed = Changed {
             mode: change.mode.is_some(),
@@ -327,19 +310,23 @@ impl View {
         (self.follows(node) || node.is_dir() || mode & 0o6000 != 0).then_some(mode)
     }
 
-    /// Clears the file's capabilities, as every write does, and with `bits` setuid and setgid too, as a write by
-    /// somebody without privilege does.
-    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, bits: bool) -> Answer<()> {
+    /// Clears the file's capabilities, as every write does, and setuid and setgid too if it is a write by somebody
+    /// without privilege, who is named then.
+    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, by: Option<Caller>) -> Answer<()> {
         if node.is_dir() || node.format == libc::S_IFLNK {
             return Ok(());
         }
         let look = || -> Answer<(u32, u32, bool)> {
-            let now = self.attributes(pin, node)?.mode & 0o7777;
+            let file = self.attributes(pin, node)?;
+            let (now, capable) = (file.mode & 0o7777, self.xattr(pin, node, CAPABILITY)?.is_some());
+            let Some(by) = by else { return Ok((now, now, capable)) };
             let mut mode = now & !libc::S_ISUID;
-            if mode & libc::S_IXGRP != 0 {
+            // Without the group's execute bit, setgid stays for members of the file's group
+            // (`setattr_should_drop_sgid` of the kernel).
+            if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !by.is_in(file.gid)) {
                 mode &= !libc::S_ISGID;
             }
-            Ok((now, if bits { mode } else { now }, self.xattr(pin, node, CAPABILITY)?.is_some()))
+            Ok((now, mode, capable))
         };
         let (now, mode, capable) = {
             let _names = self.names.read();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
+use super::lower::{Content, Lower};
 use super::marks::{Changed, Found, Marks, PinMark};
 use super::node::{Name, Node};
 use super::swap::Notice;
@@ -45,7 +46,13 @@ impl View {
             return self.copy_up_dir(pin, node);
         }
         // Only regular files have content that is worth leaving below.
-        let depth = if node.is_file() || depth == Depth::Attributes { depth } else { Depth::Content };
+        let leaves = match depth {
+            Depth::Attributes => self.settings.metacopy,
+            Depth::Pin => self.settings.metacopy && node.is_file(),
+            Depth::Empty => node.is_file(),
+            Depth::Content => false,
+        };
+        let depth = if leaves { depth } else { Depth::Content };
         let copying = node.copying.lock();
         {
             let _names = self.names.read();
@@ -88,14 +95,14 @@ impl View {
         false
     }
 
-    /// The object that a node without content of its own shows.
-    pub(crate) fn object_of(&self, node: &Node) -> Answer<(Digest, u64)> {
+    /// What a node without content of its own shows.
+    pub(crate) fn content_of(&self, node: &Node) -> Answer<Content> {
         let state = node.state();
         if let Some(PinMark::Object(digest, size)) = state.upper.as_ref().and_then(|m| m.pin.as_ref()) {
-            return Ok((*digest, *size));
+            return Ok(Content::Object(*digest, *size));
         }
         let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
-        Ok((lower.tree.index.object(&lower.entry)?, lower.entry.size))
+        Ok(lower.content()?)
     }
 
     /// Brings up what is only below; whether the names lead to another node now.
@@ -105,7 +112,7 @@ impl View {
             let _names = self.names.read();
             let attributes = self.attributes(pin, node)?;
             let xattrs = self.all_xattrs(pin, node)?;
-            let version = node.state().lower.as_ref().map(|l| l.tree.version);
+            let version = node.state().lower.as_ref().and_then(Lower::version);
             (attributes, xattrs, self.names_to_copy(node)?, version)
         };
         for (parent, _) in &names {
@@ -125,7 +132,7 @@ impl View {
         let user = self.writable()?;
         let (attributes, xattrs, version) = {
             let _names = self.names.read();
-            let version = node.state().lower.as_ref().map(|l| l.tree.version);
+            let version = node.state().lower.as_ref().and_then(Lower::version);
             (self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
         };
         let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
@@ -152,7 +159,8 @@ impl View {
         let temporary = user.temporary_name();
         match node.format {
             libc::S_IFREG => {
-                let (digest, size) = self.object_of(node)?;
+                let content = self.content_of(node)?;
+                let size = content.size();
                 let file = sys::create_at(&user.work, &temporary, 0o600)?;
                 match depth {
                     Depth::Attributes => {
@@ -162,25 +170,21 @@ impl View {
                     }
                     Depth::Pin => {
                         file.set_len(size)?;
-                        marks.pin = Some(PinMark::Object(digest, size));
+                        marks.pin = Some(content.pin_mark());
                         marks.metacopy = true;
                     }
                     Depth::Content => {
-                        let object = self.objects.get(&digest, size)?;
+                        let object = self.open_content(&content)?;
                         sys::copy_sparse(&object, &file, size, |_| Ok(()))?;
                         sys::sync(&file, true)?;
                     }
                     Depth::Empty => {}
                 }
-                if marks.pin.is_some()
-                    && let Some(version) = version
-                {
-                    user.pin_version(&version)?;
+                if marks.pin.is_some() {
+                    user.pin_version(version)?;
                 }
                 if marks.pin.is_none() && marks.follows.is_none() {
-                    let path = self.path_of(node);
-                    let origin = [format!("{digest} ").as_bytes(), &path].concat();
-                    user.marks.set_own(&file, "origin", &origin)?;
+                    self.note_origin(node, &file, &content)?;
                 }
                 open = Some(file);
             }
@@ -188,7 +192,7 @@ impl View {
                 let target = {
                     let state = node.state();
                     let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
-                    lower.tree.index.target(&lower.entry)?.to_vec()
+                    lower.target()?
                 };
                 sys::symlink_at(&target, &user.work, &temporary)?;
             }
@@ -207,6 +211,17 @@ impl View {
         Ok((temporary, open, marks))
     }
 
+    /// Notes where a copied-up file was copied from.
+    fn note_origin(&self, node: &Arc<Node>, fd: impl AsFd, content: &Content) -> Answer<()> {
+        match content {
+            Content::Object(digest, _) => {
+                let origin = [format!("{digest} ").as_bytes(), &self.path_of(node)].concat();
+                Ok(self.writable()?.marks.set_own(fd, "origin", &origin)?)
+            }
+            Content::File(..) => Ok(()),
+        }
+    }
+
     fn write_marks(&self, fd: &OwnedFd, marks: &Marks) -> Answer<()> {
         let user = self.writable()?;
         if let Some(number) = marks.number {
@@ -216,7 +231,7 @@ impl View {
             user.marks.set_own(fd, "meta", &changed.encode())?;
         }
         if let Some(pin) = &marks.pin {
-            user.marks.set_own(fd, "pin", &pin.encode())?;
+            user.marks.set_pin(fd, pin)?;
         }
         if marks.null_device {
             user.marks.set_own(fd, "rdev", b"c")?;
@@ -363,7 +378,7 @@ impl View {
             let _names = self.names.read();
             (self.upper_handle(node)?, self.attributes(pin, node)?, self.all_xattrs(pin, node)?)
         };
-        let version = node.state().lower.as_ref().map(|l| l.tree.version);
+        let version = node.state().lower.as_ref().and_then(Lower::version);
         let mut marks = node.state().upper.clone().ok_or(Fail(libc::EIO))?;
         let follows = marks.follows.is_some() && marks.pin.is_none();
         if follows && depth != Depth::Attributes && !node.state().gone {
@@ -377,14 +392,12 @@ impl View {
         }
         let mut file = None;
         if node.is_file() {
-            let (digest, size) = self.object_of(node)?;
+            let content = self.content_of(node)?;
             match depth {
                 Depth::Attributes => return Ok(false),
                 Depth::Pin => {
-                    if let Some(version) = version {
-                        user.pin_version(&version)?;
-                    }
-                    marks.pin = Some(PinMark::Object(digest, size));
+                    user.pin_version(version)?;
+                    marks.pin = Some(content.pin_mark());
                 }
                 Depth::Content | Depth::Empty => {
                     let to = File::from(sys::reopen(&handle, Open::ReadWrite)?);
@@ -396,12 +409,11 @@ impl View {
                     }
                     to.set_len(0)?;
                     if depth == Depth::Content {
-                        let object = self.objects.get(&digest, size)?;
-                        sys::copy_sparse(&object, &to, size, |_| Ok(()))?;
+                        let object = self.open_content(&content)?;
+                        sys::copy_sparse(&object, &to, content.size(), |_| Ok(()))?;
                         sys::sync(&to, true)?;
                     }
-                    let origin = [format!("{digest} ").as_bytes(), &self.path_of(node)].concat();
-                    user.marks.set_own(&handle, "origin", &origin)?;
+                    self.note_origin(node, &handle, &content)?;
                     marks.pin = None;
                     marks.metacopy = false;
                     file = Some(to);
@@ -431,12 +443,12 @@ impl View {
         }
         // The pin is made before the file stops following, and the content is whole before the pin goes.
         if let Some(mark) = &marks.pin {
-            user.marks.set_own(&handle, "pin", &mark.encode())?;
+            user.marks.set_pin(&handle, mark)?;
         }
         user.marks.clear(&handle, &user.marks.own("meta"))?;
         marks.follows = None;
         if marks.pin.is_none() {
-            user.marks.clear(&handle, &user.marks.own("pin"))?;
+            user.marks.clear_pin(&handle)?;
         }
         marks.times = None;
         user.marks.clear(&handle, &user.marks.own("times"))?;
@@ -469,12 +481,9 @@ impl View {
         }
         let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
-        if lower.entry.nlink > 1 {
-            let index = &lower.tree.index;
+        if lower.is_linked() {
             let moved = if lower.pinned { moved_above(node) } else { None };
-            for other in index.group(&lower.entry)? {
-                let parent = index.path(&index.node(other.parent)?)?;
-                let name = index.name(&other)?;
+            for (parent, name) in lower.group()? {
                 let dir = match &moved {
                     None => self.walk(pin, &parent)?,
                     Some((top, was)) => match beneath(&parent, was) {
@@ -486,7 +495,7 @@ impl View {
                 if out.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
                     continue;
                 }
-                if self.child(pin, &dir, name)?.is_some_and(|c| c.id == node.id) {
+                if self.child(pin, &dir, &name)?.is_some_and(|c| c.id == node.id) {
                     out.push((dir, name.into()));
                 }
             }
@@ -588,8 +597,10 @@ fn moved_above(node: &Node) -> Option<(Arc<Node>, Vec<u8>)> {
     let mut at = node.place().ok()?.0;
     loop {
         let pin = at.state().upper.as_ref().and_then(|m| m.pin.clone());
-        if let Some(PinMark::Dir(_, _, path)) = pin {
-            return Some((at, path));
+        match pin {
+            Some(PinMark::Dir(_, _, path)) => return Some((at, path)),
+            Some(PinMark::Below(to)) if to.starts_with(b"/") => return Some((at, to.get(1..)?.to_vec())),
+            _ => {}
         }
         at = at.place().ok()?.0;
     }

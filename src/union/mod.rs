@@ -1,7 +1,7 @@
 //! The view: the merged file system that a mount shows.
 //!
 //! Knows nothing of FUSE: its methods take node numbers and names and give back plain values, and `fuse.rs`
-//! translates. What is below comes from a [`lower::Tree`], what is above from a [`upper::UserLayer`].
+//! translates. What is below comes from a [`lower::Stack`], what is above from a [`upper::UserLayer`].
 //!
 //! # Invariants
 //! 1. A [`node::Node`] is an inode. Its number never changes; a path whose content differs after a swap leads
@@ -21,6 +21,11 @@
 pub mod attributes;
 pub mod copyup;
 pub mod data;
+<<<<<<< HEAD
+pub mod flags;
+=======
+pub mod directories;
+>>>>>>> main
 pub mod listing;
 pub mod lower;
 pub mod marks;
@@ -39,7 +44,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::Error;
 use crate::store::{Digest, Store};
-use lower::{Objects, Tree};
+use lower::{Content, Objects, Stack, Tree};
 use node::{Node, Nodes};
 use upper::UserLayer;
 
@@ -70,6 +75,15 @@ pub struct Caller {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Thread, as this process sees it; 0 where it cannot.
+    pub pid: u32,
+}
+
+impl Caller {
+    /// Whether the caller is in a group, by further groups too.
+    fn is_in(&self, gid: u32) -> bool {
+        self.gid == gid || crate::sys::process::groups(self.pid).contains(&gid)
+    }
 }
 
 /// The stack that a mount shows, between two swaps.
@@ -78,7 +92,7 @@ pub struct Generation {
     /// Counts the swaps of this mount; only grows.
     pub number: u64,
     /// What the stack shows.
-    pub tree: Arc<Tree>,
+    pub stack: Stack,
 }
 
 /// A request's hold on its generation.
@@ -92,6 +106,8 @@ pub struct Settings {
     pub read_only: bool,
     /// Which files go past the daemon.
     pub data: Data,
+    /// A file comes up without its content where only its attributes or its name change.
+    pub metacopy: bool,
 }
 
 /// Which files go past the daemon (see DESIGN, "Data").
@@ -105,12 +121,20 @@ pub enum Data {
     Coherent,
 }
 
+/// What versions are read from.
+#[derive(Debug)]
+pub struct Library {
+    /// The store.
+    pub store: Store,
+    /// Its objects.
+    pub objects: Objects,
+}
+
 /// The merged view of one stack and one user layer.
 #[derive(Debug)]
 pub struct View {
     pub(crate) settings: Settings,
-    pub(crate) store: Store,
-    pub(crate) objects: Objects,
+    pub(crate) library: Option<Library>,
     pub(crate) user: Option<UserLayer>,
     pub(crate) generation: RwLock<Arc<Generation>>,
     pub(crate) pinned_trees: Mutex<std::collections::HashMap<Digest, Arc<Tree>>>,
@@ -122,27 +146,25 @@ pub struct View {
     /// The generation that the kernel's caches are right for.
     pub(crate) told: std::sync::atomic::AtomicU64,
     /// The stack before the last swap, until the kernel was told of that.
-    pub(crate) before: Mutex<Option<Arc<Tree>>>,
+    pub(crate) before: Mutex<Option<Stack>>,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
 }
 
 impl View {
-    /// A view of `tree` with an optional user layer above it.
+    /// A view of `stack` with an optional user layer above it. A stack of plain directories needs no library.
     pub fn new(
-        store: Store,
-        objects: Objects,
+        library: Option<Library>,
         user: Option<UserLayer>,
-        tree: Arc<Tree>,
+        stack: Stack,
         generation: u64,
         settings: Settings,
     ) -> Answer<View> {
-        let root = Node::root(&tree, user.as_ref(), generation)?;
+        let root = Node::root(&stack, user.as_ref(), generation)?;
         Ok(View {
             settings,
-            store,
-            objects,
+            library,
             user,
-            generation: RwLock::new(Arc::new(Generation { number: generation, tree })),
+            generation: RwLock::new(Arc::new(Generation { number: generation, stack })),
             pinned_trees: Mutex::default(),
             nodes: Nodes::new(root),
             names: RwLock::new(()),
@@ -158,6 +180,17 @@ impl View {
     /// Begins a request.
     pub fn pin(&self) -> Pin {
         Pin(self.generation.read().clone())
+    }
+
+    /// Opens a content for reading.
+    pub(crate) fn open_content(&self, content: &Content) -> Answer<std::fs::File> {
+        match content {
+            Content::Object(digest, size) => {
+                let library = self.library.as_ref().ok_or(Fail(libc::EIO))?;
+                Ok(library.objects.get(digest, *size)?)
+            }
+            Content::File(stack, place) => Ok(stack.open_content(place)?),
+        }
     }
 
     pub(crate) fn writable(&self) -> Answer<&UserLayer> {

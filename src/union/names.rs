@@ -107,8 +107,7 @@ impl View {
         let whiteout = in_the_way.is_some();
         let below = self.below(pin, &dir, name)?;
         let marks = Marks {
-            opaque: matches!(what, Make::Dir)
-                && (whiteout || below.as_ref().is_some_and(|l| l.entry.is_dir())),
+            opaque: matches!(what, Make::Dir) && (whiteout || below.as_ref().is_some_and(|l| l.is_dir())),
             null_device: matches!(what, Make::Special(libc::S_IFCHR, (0, 0))),
             ..Marks::default()
         };
@@ -245,6 +244,7 @@ impl View {
             return Err(Fail(libc::EISDIR));
         }
         let _names = self.names.write();
+        self.may_lose_names(&dir)?;
         let ghost = self.attributes(pin, &node)?;
         let to = self.upper_dir(&dir)?;
         let below = self.below(pin, &dir, name)?.is_some();
@@ -270,6 +270,7 @@ impl View {
             return Err(Fail(libc::ENOTDIR));
         }
         let _names = self.names.write();
+        self.may_lose_names(&dir)?;
         if !self.is_empty_dir(pin, &node)? {
             return Err(Fail(libc::ENOTEMPTY));
         }
@@ -301,7 +302,7 @@ impl View {
         self.copy_up_dir(pin, dir)?;
         let linked = {
             let state = node.state();
-            !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(|l| l.entry.nlink > 1)
+            !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(Lower::is_linked)
         };
         if linked {
             self.copy_up(pin, &node, Depth::Attributes)?;
@@ -423,6 +424,10 @@ impl View {
             {
                 // Before anything is brought up or pinned for a move that cannot be.
                 let _names = self.names.read();
+                self.may_lose_names(&d1)?;
+                if b.is_some() {
+                    self.may_lose_names(&d2)?;
+                }
                 self.may_move(pin, &a, b.as_ref(), &d1, &d2, how)?;
             }
             self.copy_up_dir(pin, &d1)?;
@@ -459,16 +464,18 @@ impl View {
             let _names = self.names.read();
             self.lower(pin, node)?
         };
-        let pinned = node.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
+        // A mark that names a path beside it holds at no other place.
+        let pinned = node.state().upper.as_ref().is_some_and(|m| match &m.pin {
+            Some(PinMark::Below(to)) => to.starts_with(b"/"),
+            pin => pin.is_some(),
+        });
         let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
         self.bring_links(pin, node, &lower)?;
-        let index = &lower.tree.index;
-        let mark =
-            PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
-        user.pin_version(&lower.tree.version)?;
+        let mark = lower.pin_mark()?;
+        user.pin_version(lower.version())?;
         let _names = self.names.write();
         let fd = self.upper_dir(node)?;
-        user.marks.set_own(&*fd, "pin", &mark.encode())?;
+        user.marks.set_pin(&*fd, &mark)?;
         for other in self.nodes.all() {
             if node.holds(&other)
                 && let Some(l) = &mut other.state().lower
@@ -485,15 +492,14 @@ impl View {
     /// Hard-linked files of the stack beneath a directory that is about to be moved come up with all their
     /// names: beneath a pin they could not be found by the paths of their group any more.
     fn bring_links(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower) -> Answer<()> {
-        let index = &lower.tree.index;
-        for at in index.children(&lower.entry)? {
-            let entry = index.node(at)?;
-            if !entry.is_dir() && entry.nlink < 2 {
+        for child in lower.children()? {
+            let is_dir = child.format == libc::S_IFDIR;
+            if !is_dir && !lower.has_linked(&child)? {
                 continue;
             }
             let found = {
                 let _names = self.names.read();
-                self.child(pin, dir, index.name(&entry)?)?
+                self.child(pin, dir, &child.name)?
             };
             let Some(node) = found else { continue };
             let below = {
@@ -501,7 +507,7 @@ impl View {
                 self.lower(pin, &node)?
             };
             match below {
-                Some(below) if node.is_dir() && entry.is_dir() => self.bring_links(pin, &node, &below)?,
+                Some(below) if node.is_dir() && is_dir => self.bring_links(pin, &node, &below)?,
                 Some(_) if !node.is_dir() => self.copy_up(pin, &node, Depth::Pin)?,
                 _ => {}
             }
@@ -541,7 +547,7 @@ impl View {
         let (from, to) = (self.upper_dir(m.d1)?, self.upper_dir(m.d2)?);
         let below1 = self.below(pin, m.d1, m.name)?;
         let below2 = self.below(pin, m.d2, m.new)?;
-        let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.entry.is_dir());
+        let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.is_dir());
         if m.how == Replace::Exchange {
             let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
             if over_dir(&below2) {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::attributes::Attributes;
-use super::lower::{Lower, Tree};
+use super::lower::{Entry, Lower, Stack, Tree};
 use super::marks::{Found, Marks, PinMark};
 use super::node::{BORN, Name, Node, ROOT, State, born_generation, born_number};
 use super::{Answer, Fail, Pin, View};
@@ -27,7 +27,14 @@ pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::R
 }
 
 /// The path of a number, or of the number that it was made of by [`split_number`].
-fn by_number(index: &index::Index, id: u64) -> crate::error::Result<Option<index::Node>> {
+fn by_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
+    match stack {
+        Stack::Version(tree) => Ok(tree_by_number(&tree.index, id)?.map(|entry| Lower::of(tree, entry))),
+        Stack::Directories(stack) => Ok(stack.by_number(id)?.map(|place| Lower::at(stack, place))),
+    }
+}
+
+fn tree_by_number(index: &index::Index, id: u64) -> crate::error::Result<Option<index::Node>> {
     if let Some(entry) = index.by_number(id)? {
         return Ok(Some(entry));
     }
@@ -74,7 +81,7 @@ impl View {
             return Ok(sys::readlink_at(&*dir, &name)?);
         }
         let lower = self.lower(pin, &node)?.ok_or(Fail(libc::ESTALE))?;
-        Ok(lower.tree.index.target(&lower.entry)?.to_vec())
+        Ok(lower.target()?)
     }
 
     /// The kernel forgot a node `count` times.
@@ -144,7 +151,8 @@ impl View {
     /// another path: then what has the number is the user's (copied up on a stack where the group was
     /// another), and the rest of the group is an inode of its own.
     pub(crate) fn lower_number(&self, pin: &Pin, lower: &Lower) -> Answer<u64> {
-        let (entry, index) = (&lower.entry, &lower.tree.index);
+        let Entry::Tree(tree, entry) = &lower.entry else { return Ok(lower.number()) };
+        let index = &tree.index;
         let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
         else {
             return Ok(entry.number);
@@ -156,7 +164,7 @@ impl View {
             let parent = index.node(other.parent)?;
             let dir = self.walk(pin, &index.path(&parent)?)?.filter(|d| d.is_dir());
             let Some(dir) = dir else { return Ok(split_number(index, entry.number)?) };
-            let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.entry.at == parent.at);
+            let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.is_at(&parent));
             let has_upper = dir.state().upper.is_some();
             if !merged
                 || has_upper && user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)?.is_some()
@@ -169,9 +177,12 @@ impl View {
 
     /// How many paths of the stack show a node that the user layer does not hold.
     pub(crate) fn split_links(&self, pin: &Pin, node: &Node, lower: &Lower) -> Answer<u32> {
+        if let Entry::Plain(..) = &lower.entry {
+            return Ok(lower.links()?);
+        }
         let mut links = 0;
-        for other in lower.tree.index.group(&lower.entry)? {
-            let path = lower.tree.index.path(&other)?;
+        for (parent, name) in lower.group()? {
+            let path = crate::layer::model::join(&parent, &name);
             links += u32::from(self.walk(pin, &path)?.is_some_and(|n| n.id == node.id));
         }
         Ok(links)
@@ -186,7 +197,7 @@ impl View {
         lower: Lower,
         renumber: bool,
     ) -> Answer<Option<Arc<Node>>> {
-        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.entry.format());
+        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.format());
         let generation = pin.0.number;
         let node = loop {
             let node = self.nodes.get_or_add(id, || {
@@ -268,16 +279,17 @@ impl View {
         let mut generation = 0;
         if stat.is_dir() {
             lower = match &marks.pin {
-                Some(pin_mark) => Some(self.pinned_lower(pin_mark)?),
+                Some(PinMark::Below(_)) if marks.opaque => None,
+                Some(pin_mark) => self.pinned_lower(pin, dir, name, pin_mark)?.filter(Lower::is_dir),
                 None if marks.opaque => None,
-                None => below.filter(|l| l.entry.is_dir()),
+                None => below.filter(Lower::is_dir),
             };
             id = marks.number.unwrap_or_else(|| born_number(stat));
         } else if marks.follows.is_some() && marks.pin.is_none() {
             // It shows nothing where the stack has nothing of its type to follow.
-            match below.filter(|l| l.entry.format() == format) {
+            match below.filter(|l| l.format() == format) {
                 Some(found) => {
-                    id = found.entry.number;
+                    id = found.number();
                     lower = Some(found);
                 }
                 None => return Ok(None),
@@ -287,7 +299,17 @@ impl View {
                 log::error!("a file of the user layer has a pin that does not fit it");
                 return Err(Fail(libc::EUCLEAN));
             }
-            lower = None;
+            // A file of another overlay program that has its content below.
+            lower = match &marks.pin {
+                Some(to @ PinMark::Below(_)) => {
+                    let found = self.pinned_lower(pin, dir, name, to)?.filter(|l| l.format() == format);
+                    Some(found.ok_or_else(|| {
+                        log::error!("a file of the user layer has no content, and none lies below");
+                        Fail(libc::EIO)
+                    })?)
+                }
+                _ => None,
+            };
             id = marks.number.unwrap_or_else(|| born_number(stat));
         }
         if id < BORN
@@ -342,23 +364,22 @@ impl View {
                 return Ok(state.lower.clone());
             }
         }
-        let tree = &pin.0.tree;
+        let stack = &pin.0.stack;
         let (number, up) = {
             let state = node.state();
-            (state.lower.as_ref().map_or(node.id, |l| l.entry.number), state.upper.is_some())
+            (state.lower.as_ref().map_or(node.id, Lower::number), state.upper.is_some())
         };
-        let plain = |entry| Lower { tree: tree.clone(), entry, pinned: false };
         let found = if node.id == ROOT {
-            Some(plain(tree.index.node(index::ROOT)?))
+            Some(stack.root()?)
         } else if node.is_dir() && up {
             // In the user layer: it lies over a directory of the same path, if the stack has one.
             let (parent, name) = node.place()?;
             match self.lower(pin, &parent)? {
-                Some(lower) => lower.child(&name)?.filter(|l| l.entry.is_dir()),
+                Some(lower) => lower.child(&name)?.filter(Lower::is_dir),
                 None => None,
             }
         } else {
-            by_number(&tree.index, number)?.map(plain)
+            by_number(stack, number)?
         };
         let mut state = node.state();
         if state.lower_generation > pin.0.number {
@@ -371,7 +392,7 @@ impl View {
                 None if node.is_dir() => {
                     // Who stands in a directory that is not there any more sees it as after rmdir(2).
                     if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
-                        let last = super::attributes::of_lower(node.id, &lower);
+                        let last = lower.attributes(node.id)?;
                         state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
                     }
                 }
@@ -384,17 +405,29 @@ impl View {
         Ok(state.lower.clone())
     }
 
-    /// The directory of a version that the user moved.
-    fn pinned_lower(&self, mark: &PinMark) -> Answer<Lower> {
-        let PinMark::Dir(version, digest, path) = mark else {
-            log::error!("a directory of the user layer has a file's pin");
-            return Err(Fail(libc::EUCLEAN));
+    /// What something that the user moved stands on. The caller holds `names`.
+    fn pinned_lower(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8], mark: &PinMark) -> Answer<Option<Lower>> {
+        let (version, digest, path) = match mark {
+            PinMark::Dir(version, digest, path) => (version, digest, path),
+            PinMark::Below(to) => {
+                let found = match (&pin.0.stack, to.strip_prefix(b"/")) {
+                    (Stack::Directories(stack), Some(path)) => {
+                        stack.find(path)?.map(|place| Lower::at(stack, place))
+                    }
+                    _ => self.below(pin, dir, if to.is_empty() { name } else { to })?,
+                };
+                return Ok(found.map(|lower| Lower { pinned: true, ..lower }));
+            }
+            PinMark::Object(..) => {
+                log::error!("a directory of the user layer has a file's pin");
+                return Err(Fail(libc::EUCLEAN));
+            }
         };
         let tree = self.pinned_tree(version)?;
         let entry = tree.index.find(path)?.filter(index::Node::is_dir);
         match entry {
             Some(entry) if tree.index.dir_digest(&entry)? == *digest => {
-                Ok(Lower { tree, entry, pinned: true })
+                Ok(Some(Lower { pinned: true, ..Lower::of(&tree, entry) }))
             }
             _ => {
                 log::error!("a pin names a directory that version {version} does not have");
@@ -405,14 +438,16 @@ impl View {
 
     /// The tree of a version that something moved stands on.
     pub(crate) fn pinned_tree(&self, version: &Digest) -> Answer<Arc<Tree>> {
-        let current = self.generation.read().tree.clone();
-        if current.version == *version {
+        if let Stack::Version(current) = self.generation.read().stack.clone()
+            && current.version == *version
+        {
             return Ok(current);
         }
         if let Some(tree) = self.pinned_trees.lock().get(version) {
             return Ok(tree.clone());
         }
-        let tree = Tree::open(&self.store, version)?;
+        let library = self.library.as_ref().ok_or(Fail(libc::EUCLEAN))?;
+        let tree = Tree::open(&library.store, version)?;
         self.pinned_trees.lock().insert(*version, tree.clone());
         Ok(tree)
     }
@@ -520,10 +555,10 @@ impl View {
     fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
         let _names = self.names.read();
         if id < BORN
-            && let Some(entry) = by_number(&pin.0.tree.index, id)?
+            && let Some(lower) = by_number(&pin.0.stack, id)?
         {
-            for name in pin.0.tree.index.group(&entry)? {
-                let path = pin.0.tree.index.path(&name)?;
+            for (parent, name) in lower.group()? {
+                let path = crate::layer::model::join(&parent, &name);
                 if let Some(node) = self.walk(pin, &path)?
                     && node.id == id
                 {
@@ -563,6 +598,9 @@ impl View {
         if dir.state().upper.is_none() {
             return Ok(None);
         }
+        if let Some(found) = self.search_moved(pin, dir, id)? {
+            return Ok(Some(found));
+        }
         let fd = self.upper_dir(dir)?;
         for (name, format) in sys::list(fd.as_fd())? {
             if format == libc::S_IFCHR {
@@ -583,6 +621,27 @@ impl View {
                 && let Some(found) = self.search(pin, &node, id)?
             {
                 return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for a number among what came with a directory that the user moved: it has its number in the tree of the
+    /// version that the directory is pinned to, at a path that leads elsewhere or nowhere in the view.
+    fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
+        let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
+        let (stack, top) = match &lower.entry {
+            Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),
+        };
+        let Some(found) = by_number(&stack, id)? else { return Ok(None) };
+        for (parent, name) in found.group()? {
+            let path = [&parent[..], b"/", &name].concat();
+            let beneath = path.strip_prefix(&top[..]).and_then(|rest| rest.strip_prefix(b"/"));
+            if let Some(rest) = beneath
+                && let Some(node) = self.walk_from(pin, dir.clone(), rest)?
+                && node.id == id
+            {
+                return Ok(Some(node));
             }
         }
         Ok(None)
