@@ -167,7 +167,8 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let in_use = store.in_use()?;
     let shown = shown(request, &store, desktop.as_ref())?;
     let settings = Settings {
-        read_only: shown.user.is_none() || request.options.read_only && desktop.is_some(),
+        // `ro` is the kernel's to keep, so that a remount can change it.
+        read_only: shown.user.is_none(),
         data: match request.options.data {
             // The kernel takes backing files from root only.
             _ if !process::is_root() => Data::Coherent,

@@ -5,23 +5,23 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard};
 
 use super::{LIMIT, Layers, sh};
 use crate::common::program::{Answer, run};
 use crate::common::scratch::mount_type;
 
-static ONE: Mutex<()> = Mutex::new(());
 const NAMES: [&str; 3] = ["mount.fuse.reroot", "umount.fuse.reroot", "mount.reroot"];
 
 struct Helpers {
     installed: Vec<PathBuf>,
-    _one: MutexGuard<'static, ()>,
+    /// One at a time, also of several test programs: /sbin is one for all.
+    _one: std::fs::File,
 }
 
 impl Helpers {
     fn install() -> Helpers {
-        let one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+        let one = std::fs::File::open("/sbin").unwrap();
+        rustix::fs::flock(&one, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let mut installed = Vec::new();
         for name in NAMES {
             let to = Path::new("/sbin").join(name);
@@ -162,7 +162,10 @@ fn a_desktop_is_mounted_by_its_name() {
     l.program.ok(&["import", &source, "v:1"]);
     l.program.ok(&["create", "pc", "v:1"]);
     let h = Helpers::install();
-    h.run(&l, &["mount", "-t", "reroot", "pc", "mnt", "-o", "nodev"]).ok();
+    h.run(&l, &["mount", "-t", "reroot", "pc", "mnt", "-o", "ro,nodev"]).ok();
+    assert!(sh(&l.mnt(), "echo x >f").err().contains("Read-only file system"));
+    h.run(&l, &["mount", "-o", "remount,rw,nodev", "mnt"]).ok();
+    sh(&l.mnt(), "echo x >n; rm n").ok();
     assert_eq!(sh(&l.mnt(), "cat f").ok().out(), "low\n");
     assert_eq!(findmnt(&l, "SOURCE,FSTYPE").split_whitespace().collect::<Vec<_>>(), ["pc", "fuse.reroot"]);
     h.run(&l, &["umount", "mnt"]).ok();

@@ -4,6 +4,7 @@
 mod common;
 
 mod calls;
+mod engine;
 mod helper;
 mod hostile;
 mod scale;
