@@ -60,8 +60,8 @@ impl Opened {
     fn new(paths: &[&Path], atime: u64) -> Result<Opened> {
         let open = |path: &&Path| sys::open_dir(*path).at("opening", path);
         let plain = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
-        // Of several mounts the last paths are left out, which nothing needs to be moved to.
-        for count in (1..=paths.len()).rev() {
+        // The first two must lie on one mount. The others may be elsewhere: what is moved there can be left where it is.
+        for count in (2..=paths.len()).rev() {
             let (Some(together), Some(opened)) = (paths.get(..count), plain.get(..count)) else { break };
             match beneath_clone(together, opened, atime) {
                 Ok(Some(mut dirs)) => {
