@@ -439,20 +439,7 @@ impl View {
         Ok(sys::copy_range(&*source, from_at, &*target, to_at, len.min(1 << 30) as usize)?)
     }
 
-<<<<<<< HEAD
-    /// Space of the file system that the user layer is in; of the store for a mount without one.
-=======
-    /// Inode flags (`FS_IOC_GETFLAGS`).
-    pub fn get_flags(&self, fh: u64) -> Answer<u32> {
-        let handle = self.handle(fh)?;
-        if !handle.node.state().owns_content() {
-            return Ok(0);
-        }
-        Ok(sys::get_flags(&*self.content(&handle.node)?)?)
-    }
-
     /// Space of the file system that the user layer is in; of what lies below for a mount without one.
->>>>>>> main
     pub fn statfs(&self) -> Answer<Space> {
         match &self.user {
             Some(user) => Ok(sys::space(&*user.top)?),

@@ -21,11 +21,8 @@
 pub mod attributes;
 pub mod copyup;
 pub mod data;
-<<<<<<< HEAD
-pub mod flags;
-=======
 pub mod directories;
->>>>>>> main
+pub mod flags;
 pub mod listing;
 pub mod lower;
 pub mod marks;

@@ -56,10 +56,6 @@ impl Desk {
     /// Unmounts and mounts again.
     #[track_caller]
     pub fn remount(&self) {
-<<<<<<< HEAD
-        self.program.umount(&self.mnt);
-        self.program.mount_with("d", &self.mnt, &self.options).forget();
-=======
         self.umount();
         self.mount();
     }
@@ -78,7 +74,6 @@ impl Desk {
     #[track_caller]
     fn umount(&self) {
         self.program.umount(&self.mnt);
->>>>>>> main
     }
 
     /// Makes the kernel forget what it can of names and inodes.
@@ -102,10 +97,6 @@ pub fn desk(options: &str, fill: impl FnOnce(&Path), test: impl FnOnce(&Desk) + 
         options: options.into(),
         layers: None,
     };
-<<<<<<< HEAD
-    within(LIMIT, "the test", move || test(&desk));
-    program.umount(&scratch.mnt());
-=======
     if over_directories() {
         scratch.dir("src-v-1");
         fill(&desk.source);
@@ -123,5 +114,4 @@ pub fn desk(options: &str, fill: impl FnOnce(&Path), test: impl FnOnce(&Desk) + 
         move || test(&desk)
     });
     desk.umount();
->>>>>>> main
 }
