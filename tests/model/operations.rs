@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::raw::{Handle, Mapping};
 use rustix::fs::{self as rfs, AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, XattrFlags};
 
 /// A source of numbers that one seed determines (xorshift64*).
@@ -29,8 +30,20 @@ impl Chance {
     }
 }
 
-/// How many handles a side may hold.
+/// How many handles a side may hold, and how many mappings, and how many kept file handles.
 pub const HANDLES: usize = 6;
+const MAPPINGS: usize = 2;
+const TAKEN: usize = 2;
+/// How many versions there are to swap between.
+pub const VERSIONS: usize = 3;
+
+/// What a sequence may hold besides the operations of the file API.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds {
+    pub remount: bool,
+    pub drop_caches: bool,
+    pub swap: bool,
+}
 
 type Name = String;
 
@@ -72,10 +85,23 @@ pub enum Operation {
     List(Name),
     StatPath(Name),
     Readlink(Name),
+    /// Maps the first page of an open file; the mapping outlives the handle.
+    Map(usize),
+    Unmap(usize),
+    MapRead(usize, usize, usize),
+    MapWrite(usize, usize, u8, usize),
+    /// Keeps a file handle, as a server on top of the file system does.
+    Take(usize, Name),
+    /// Opens what was kept, by its handle.
+    OpenTaken(usize),
     /// Unmounts and mounts the view; all handles are closed before.
     Remount,
     /// The kernel forgets what it can.
     DropCaches,
+    /// The desktop goes to another version.
+    Swap(usize),
+    /// The same, while a file is opened for writing and appended to.
+    SwapDuring(usize, Name, u8),
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -104,8 +130,34 @@ fn acl(user: u16, mask: u16) -> Vec<u8> {
 }
 
 impl Operation {
+    /// The paths that it names.
+    pub fn names(&self) -> Vec<&str> {
+        use Operation as O;
+        match self {
+            O::Mkdir(p, _)
+            | O::Rmdir(p)
+            | O::Create(p, _)
+            | O::Write(p, ..)
+            | O::Append(p, ..)
+            | O::Truncate(p, _)
+            | O::Empty(p)
+            | O::Unlink(p)
+            | O::Symlink(_, p)
+            | O::Chmod(p, _)
+            | O::Chown(p, ..)
+            | O::Times(p, ..)
+            | O::SetXattr(p, ..)
+            | O::RemoveXattr(p, _)
+            | O::Mknod(p, ..)
+            | O::Open(_, p, _)
+            | O::HandleLink(_, p) => vec![p],
+            O::Rename(p, q, _) | O::Link(p, q) => vec![p, q],
+            _ => Vec::new(),
+        }
+    }
+
     /// A random one. `known` are paths that existed a short while ago.
-    pub fn random(chance: &mut Chance, known: &[String]) -> Operation {
+    pub fn random(chance: &mut Chance, known: &[String], kinds: Kinds) -> Operation {
         use Operation as O;
         let path = |c: &mut Chance| -> String {
             if !known.is_empty() && c.below(10) < 6 {
@@ -127,7 +179,17 @@ impl Operation {
         let c = chance;
         // The root of the view is a mount point, which can neither be removed nor moved.
         let inner = |c: &mut Chance| Some(path(c)).filter(|p| !p.is_empty()).unwrap_or_else(|| "a".into());
-        match c.below(105) {
+        if kinds.swap && c.below(9) == 0 {
+            let to = c.below(VERSIONS);
+            return if c.below(8) == 0 { O::SwapDuring(to, inner(c), byte(c)) } else { O::Swap(to) };
+        }
+        if kinds.remount && c.below(50) == 0 {
+            return O::Remount;
+        }
+        if kinds.drop_caches && c.below(8) == 0 {
+            return O::DropCaches;
+        }
+        match c.below(111) {
             0..=6 => O::Mkdir(path(c), mode(c)),
             7..=10 => O::Rmdir(inner(c)),
             11..=15 => O::Create(path(c), mode(c)),
@@ -200,8 +262,12 @@ impl Operation {
             97 => O::List(path(c)),
             98..=100 => O::StatPath(path(c)),
             101 => O::Readlink(path(c)),
-            102 => O::DropCaches,
-            _ => O::Remount,
+            102..=103 => O::Map(slot),
+            104 => O::Unmap(slot % MAPPINGS),
+            105..=106 => O::MapRead(slot % MAPPINGS, c.pick(&[0, 1, 100]), c.pick(&[1, 50])),
+            107..=108 => O::MapWrite(slot % MAPPINGS, c.pick(&[0, 3, 90]), byte(c), c.pick(&[1, 50])),
+            109 => O::Take(slot % TAKEN, path(c)),
+            _ => O::OpenTaken(slot % TAKEN),
         }
     }
 }
@@ -211,6 +277,8 @@ impl Operation {
 pub struct Side {
     pub root: PathBuf,
     pub handles: Vec<Option<File>>,
+    mappings: Vec<Option<Mapping>>,
+    taken: Vec<Option<Handle>>,
 }
 
 /// What is compared of an answer: a few words, or the error's number.
@@ -235,11 +303,17 @@ pub fn facts(m: &std::fs::Metadata) -> String {
 
 impl Side {
     pub fn new(root: &Path) -> Side {
-        Side { root: root.to_path_buf(), handles: (0..HANDLES).map(|_| None).collect() }
+        Side {
+            root: root.to_path_buf(),
+            handles: (0..HANDLES).map(|_| None).collect(),
+            mappings: (0..MAPPINGS).map(|_| None).collect(),
+            taken: (0..TAKEN).map(|_| None).collect(),
+        }
     }
 
     pub fn close_all(&mut self) {
         self.handles.iter_mut().for_each(|h| *h = None);
+        self.mappings.iter_mut().for_each(|h| *h = None);
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -249,6 +323,11 @@ impl Side {
     fn handle(&self, slot: usize) -> Result<&File, i32> {
         // Closed alike on both sides.
         self.handles[slot].as_ref().ok_or(-9)
+    }
+
+    /// The inode that a handle stands for.
+    pub fn inode(&self, slot: usize) -> Option<u64> {
+        self.handles[slot].as_ref()?.metadata().ok().map(|m| m.ino())
     }
 
     /// Does it, and says what came of it.
@@ -361,9 +440,64 @@ impl Side {
             O::List(p) => list(&options(libc::O_DIRECTORY).open(self.at(p)).map_err(errno)?),
             O::StatPath(p) => Ok(facts(&std::fs::symlink_metadata(self.at(p)).map_err(errno)?)),
             O::Readlink(p) => std::fs::read_link(self.at(p)).map(|t| t.display().to_string()).map_err(errno),
-            O::Remount | O::DropCaches => Ok(String::new()),
+            O::Map(slot) => {
+                self.mappings[*slot % MAPPINGS] = None;
+                let file = self.handle(*slot)?;
+                let mode = rfs::fcntl_getfl(file).map_err(|e| e.raw_os_error())?;
+                let mapping = Mapping::new(file, mode.contains(rfs::OFlags::RDWR)).map_err(errno)?;
+                self.mappings[*slot % MAPPINGS] = Some(mapping);
+                Ok(String::new())
+            }
+            O::Unmap(slot) => {
+                self.mappings[*slot] = None;
+                Ok(String::new())
+            }
+            O::MapRead(slot, at, n) => {
+                let bytes = self.mappings[*slot].as_ref().ok_or(-9)?.read(*at, *n).map_err(errno)?;
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            O::MapWrite(slot, at, byte, n) => {
+                let mapping = self.mappings[*slot].as_ref().ok_or(-9)?;
+                std_done(mapping.write(*at, &vec![*byte; *n]).and_then(|()| mapping.sync()))
+            }
+            O::Take(slot, p) => {
+                self.taken[*slot] = None;
+                self.taken[*slot] = Some(Handle::of(&self.at(p)).map_err(errno)?);
+                Ok(String::new())
+            }
+            O::OpenTaken(slot) => {
+                let handle = self.taken[*slot].as_ref().ok_or(-9)?;
+                let mount = File::open(&self.root).map_err(errno)?;
+                let there = handle.open(&mount, libc::O_PATH).map_err(errno)?;
+                let meta = there.metadata().map_err(errno)?;
+                if meta.nlink() == 0 {
+                    // How long a file without a name can be had by its handle is left to the file system.
+                    return Err(libc::ESTALE);
+                }
+                let mut text = facts(&meta);
+                if meta.is_file() {
+                    let file = handle.open(&mount, libc::O_RDONLY).map_err(errno)?;
+                    let mut bytes = vec![0; meta.len() as usize + 1];
+                    let n = file.read_at(&mut bytes, 0).map_err(errno)?;
+                    text += &format!(" holds {}", brief(&bytes[..n]));
+                }
+                Ok(text)
+            }
+            O::Remount | O::DropCaches | O::Swap(_) | O::SwapDuring(..) => Ok(String::new()),
         }
     }
+}
+
+/// A content with its runs of equal bytes counted.
+pub fn brief(bytes: &[u8]) -> String {
+    bytes
+        .chunk_by(|a, b| a == b)
+        .map(|run| match run {
+            [c] => (*c as char).escape_default().to_string(),
+            [c, ..] => format!("{}*{} ", (*c as char).escape_default(), run.len()),
+            [] => String::new(),
+        })
+        .collect()
 }
 
 fn rustix_truncate(path: &Path, n: u64) -> io::Result<()> {
