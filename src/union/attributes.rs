@@ -194,7 +194,17 @@ impl View {
         }
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
-                merged(node.id, &stat, changed, lower)
+                let mut out = merged(node.id, &stat, changed, lower);
+                if !node.is_dir() && !gone && stat.nlink > 1 {
+                    // A swap may have led some of the names that share the file on disk elsewhere.
+                    out.nlink = match lower.entry.nlink {
+                        1 => 1,
+                        // What was moved has all names of its group: see `bring_links`.
+                        _ if lower.pinned => stat.nlink,
+                        _ => self.split_links(pin, node, lower)?,
+                    };
+                }
+                out
             }
             _ => of_stat(node.id, &stat, &marks),
         };
@@ -223,8 +233,8 @@ impl View {
             let here = match format {
                 libc::S_IFDIR => true,
                 0 => sys::stat_at(&*dir, &name)?.is_dir(),
-                libc::S_IFREG if below => {
-                    // A file that follows a file of the stack does not hide a directory.
+                _ if below => {
+                    // What follows a file of the stack does not hide a directory.
                     matches!(user.marks.probe(&*dir, &name)?, Some(super::marks::Found::Entry(_, m)) if m.follows.is_some() && m.pin.is_none())
                 }
                 _ => false,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::marks::{Changed, Found, Marks, PinMark};
-use super::node::{Name, Node};
+use super::node::{BORN, Name, Node};
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -51,7 +51,7 @@ impl View {
             let _names = self.names.read();
             self.still_shown(node, matches!(depth, Depth::Content | Depth::Empty))?;
         }
-        if self.is_up(node, depth) {
+        if self.is_up(node, depth) && !(depth == Depth::Attributes && self.is_shared(pin, node)?) {
             return Ok(());
         }
         let fresh = matches!(depth, Depth::Content | Depth::Empty) && self.read_past_us(node);
@@ -74,6 +74,21 @@ impl View {
                 Depth::Content | Depth::Empty => marks.follows.is_none() && marks.pin.is_none(),
             },
         }
+    }
+
+    /// Whether a file that follows the stack shares its inode on disk with names that a swap has led elsewhere:
+    /// attributes that are changed under one of them are not those of the others.
+    fn is_shared(&self, pin: &Pin, node: &Arc<Node>) -> Answer<bool> {
+        let follows = {
+            let state = node.state();
+            !state.gone && state.upper.as_ref().is_some_and(|m| m.follows.is_some() && m.pin.is_none())
+        };
+        if !follows {
+            return Ok(false);
+        }
+        let _names = self.names.read();
+        let on_disk = sys::stat(self.upper_handle(node)?)?.nlink;
+        Ok(on_disk > 1 && on_disk > self.attributes(pin, node)?.nlink)
     }
 
     /// Whether handles read the stack's object past the daemon: then the inode cannot change its backing.
@@ -119,19 +134,30 @@ impl View {
         placed
     }
 
-    /// Goes deeper with a file that follows the stack and shares its inode on disk with names that a swap has
+    /// Goes on with a file that follows the stack and shares its inode on disk with names that a swap has
     /// led elsewhere: they keep the old inode, and this one gets another.
     fn split(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, names: &[Name]) -> Answer<bool> {
         let user = self.writable()?;
-        let (attributes, xattrs, version) = {
+        let (left, attributes, xattrs, version) = {
             let _names = self.names.read();
+            let left = self.upper_handle(node)?;
             let version = node.state().lower.as_ref().map(|l| l.tree.version);
-            (self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
+            (left, self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
         };
-        let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        let changed = node.state().upper.as_ref().and_then(|m| m.follows.clone());
+        let (temporary, file, mut marks) =
+            self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        if let (Some(follows), Some(changed)) = (&mut marks.follows, changed) {
+            // What the user has changed of it stays his.
+            let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
+            user.marks.set_own(&handle, "meta", &changed.encode())?;
+            *follows = changed;
+        }
         let placed = self.place_prepared(pin, node, &temporary, file, names, &marks, fresh);
-        if placed.is_err() {
-            let _ = sys::unlink_at(&user.work, &temporary);
+        match placed {
+            // The number went with these names; what is left finds its own on each stack.
+            Ok(_) => user.marks.clear(&left, &user.marks.own("ino"))?,
+            Err(_) => drop(sys::unlink_at(&user.work, &temporary)),
         }
         placed
     }
@@ -366,7 +392,7 @@ impl View {
         let version = node.state().lower.as_ref().map(|l| l.tree.version);
         let mut marks = node.state().upper.clone().ok_or(Fail(libc::EIO))?;
         let follows = marks.follows.is_some() && marks.pin.is_none();
-        if follows && depth != Depth::Attributes && !node.state().gone {
+        if follows && !node.state().gone {
             let names = {
                 let _names = self.names.read();
                 self.names_to_copy(node)?
@@ -422,9 +448,14 @@ impl View {
                 xattr::set(&handle, name, value, xattr::Set::Any)?;
             }
         }
-        if fresh {
-            user.marks.clear(&handle, &user.marks.own("ino"))?;
-            marks.number = None;
+        let number = (!fresh && node.id < BORN).then_some(node.id);
+        if marks.number != number {
+            // A swap may have given what follows the stack another number since it was brought up.
+            match number {
+                Some(id) => user.marks.set_own(&handle, "ino", format!("{id:x}").as_bytes())?,
+                None => user.marks.clear(&handle, &user.marks.own("ino"))?,
+            }
+            marks.number = number;
         }
         if !marks.metacopy {
             user.marks.clear(&handle, &user.marks.overlay("metacopy"))?;
@@ -515,6 +546,7 @@ impl View {
         }
         let parent = {
             let _names = self.names.read();
+            self.dir_still_shown(node)?;
             if node.state().gone { None } else { Some(node.place()?.0) }
         };
         if let Some(parent) = parent {
@@ -526,7 +558,7 @@ impl View {
         }
         let (attributes, xattrs) = {
             let _names = self.names.read();
-            if self.lower(pin, node)?.is_none() {
+            if !node.state().gone && self.lower(pin, node)?.is_none() {
                 // A swap removed it while somebody stands in it: as after rmdir(2).
                 return Err(Fail(libc::ENOENT));
             }

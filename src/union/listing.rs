@@ -129,6 +129,12 @@ impl View {
                     let format = if marks.null_device { libc::S_IFCHR } else { stat.format() };
                     if !stat.is_dir() && marks.follows.is_some() && marks.pin.is_none() {
                         // It shows what it follows, or nothing.
+                        let child = lower.as_ref().map(|l| l.child(&name)).transpose()?.flatten();
+                        if let (Some(item), Some(child)) = (merged.get_mut(&name), child)
+                            && child.entry.format() == format
+                        {
+                            item.id = self.followed_number(pin, &child, &stat, &marks)?;
+                        }
                         continue;
                     }
                     let id = marks.number.unwrap_or_else(|| born_number(&stat));

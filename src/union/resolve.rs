@@ -144,6 +144,21 @@ impl View {
     /// another path: then what has the number is the user's (copied up on a stack where the group was
     /// another), and the rest of the group is an inode of its own.
     pub(crate) fn lower_number(&self, pin: &Pin, lower: &Lower) -> Answer<u64> {
+        self.number_beside(pin, lower, None)
+    }
+
+    /// The number of what follows a path of the stack: the one that it had when it was brought up, if that is one
+    /// that this path may have. On another stack it is found as for a path that is not in the user layer; names
+    /// that share its file on disk are not others.
+    pub(crate) fn followed_number(&self, pin: &Pin, lower: &Lower, stat: &Stat, marks: &Marks) -> Answer<u64> {
+        let number = lower.entry.number;
+        match marks.number {
+            Some(n) if n == number || n == split_number(&lower.tree.index, number)? => Ok(n),
+            _ => self.number_beside(pin, lower, Some(stat.ino)),
+        }
+    }
+
+    fn number_beside(&self, pin: &Pin, lower: &Lower, host: Option<u64>) -> Answer<u64> {
         let (entry, index) = (&lower.entry, &lower.tree.index);
         let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
         else {
@@ -158,9 +173,12 @@ impl View {
             let Some(dir) = dir else { return Ok(split_number(index, entry.number)?) };
             let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.entry.at == parent.at);
             let has_upper = dir.state().upper.is_some();
-            if !merged
-                || has_upper && user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)?.is_some()
-            {
+            let held = has_upper
+                && match user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)? {
+                    Some(Found::Entry(stat, _)) => host != Some(stat.ino),
+                    found => found.is_some(),
+                };
+            if !merged || held {
                 return Ok(split_number(index, entry.number)?);
             }
         }
@@ -277,7 +295,7 @@ impl View {
             // It shows nothing where the stack has nothing of its type to follow.
             match below.filter(|l| l.entry.format() == format) {
                 Some(found) => {
-                    id = found.entry.number;
+                    id = self.followed_number(pin, &found, stat, &marks)?;
                     lower = Some(found);
                 }
                 None => return Ok(None),
@@ -502,6 +520,27 @@ impl View {
         let mut state = node.state();
         state.names.clear();
         (state.gone, state.ghost, state.upper, state.host) = (true, Some(last), None, None);
+        Ok(())
+    }
+
+    /// The same for a directory of the stack that is about to be brought up. Who holds one open that a swap displaced
+    /// has a directory without a name; what stands at its place now is another's. The caller holds `names`.
+    pub(crate) fn dir_still_shown(&self, node: &Arc<Node>) -> Answer<()> {
+        let pin = self.pin();
+        if node.id == ROOT || node.state().gone {
+            return Ok(());
+        }
+        let (parent, name) = node.place()?;
+        if self.child(&pin, &parent, &name)?.is_some_and(|c| Arc::ptr_eq(&c, node)) {
+            return Ok(());
+        }
+        if !self.is_told(&pin) {
+            return Err(Fail(libc::ESTALE));
+        }
+        let last = self.attributes(&pin, node)?;
+        let mut state = node.state();
+        state.names.clear();
+        (state.gone, state.ghost) = (true, Some(Attributes { nlink: 0, ..last }));
         Ok(())
     }
 

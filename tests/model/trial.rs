@@ -49,7 +49,7 @@ fn base(dir: &Path) {
 /// What the second version is made of the first by, and the third of the second.
 const CHANGES: [&str; 2] = [
     "rm d/c/b; mkdir -p d/d2; rm d/d; mkdir d/d; echo delta a/a, longer >a/a; echo new >d/d/a; ln -s ../a d/d2/x
-     chmod 640 b; mknod d/d/c c 1 3; setfacl -d -m u:1234:rwx d/b; setfacl -m u:77:r d/d/a; mkdir a/d; echo 2 >a/d/a",
+     chmod 640 b; mknod d/d/c c 1 3; setfacl -d -m u:1234:rwx a/c/b; setfacl -m u:77:r d/d/a; mkdir a/d; echo 2 >a/d/a",
     "rm -r d/d2 a/c/a; rm b; mkdir b; echo in b >b/b; rm c; echo c >c; rm d/c/a; echo split >d/c/a
      printf 'third a/a' >a/a; setfattr -n user.x -v third a/a; mknod d/d/d c 0 0; rmdir d/b; echo file >d/b
      mkdir -p c2/a; echo 3 >c2/a/b; chmod 600 a/d/a",
