@@ -145,8 +145,7 @@ impl View {
             (left, self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
         };
         let changed = node.state().upper.as_ref().and_then(|m| m.follows.clone());
-        let (temporary, file, mut marks) =
-            self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        let (temporary, file, mut marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
         if let (Some(follows), Some(changed)) = (&mut marks.follows, changed) {
             // What the user has changed of it stays his.
             let handle = sys::open_at(&user.work, &temporary, Open::Path)?;

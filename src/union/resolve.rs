@@ -150,7 +150,13 @@ impl View {
     /// The number of what follows a path of the stack: the one that it had when it was brought up, if that is one
     /// that this path may have. On another stack it is found as for a path that is not in the user layer; names
     /// that share its file on disk are not others.
-    pub(crate) fn followed_number(&self, pin: &Pin, lower: &Lower, stat: &Stat, marks: &Marks) -> Answer<u64> {
+    pub(crate) fn followed_number(
+        &self,
+        pin: &Pin,
+        lower: &Lower,
+        stat: &Stat,
+        marks: &Marks,
+    ) -> Answer<u64> {
         let number = lower.entry.number;
         match marks.number {
             Some(n) if n == number || n == split_number(&lower.tree.index, number)? => Ok(n),

@@ -161,6 +161,8 @@ impl Coverage {
             O::Unlink(p) | O::Rmdir(p) => drop(self.removed.insert(p.clone())),
             O::Close(slot) => self.closed(*slot),
             O::Map(slot) => drop(self.mappings.insert(slot % 2, Some(*slot))),
+            O::Unmap(slot) => drop(self.mappings.remove(slot)),
+            O::Drop(slot) => drop(self.taken.remove(slot)),
             O::Take(slot, _) => drop(self.taken.insert(*slot, false)),
             _ => {}
         }

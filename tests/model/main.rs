@@ -55,11 +55,7 @@ struct Failure {
 /// What a seed's sequence holds.
 fn kinds(seed: u64) -> Kinds {
     let mut chance = Chance::new(seed ^ 0x5eed);
-    Kinds {
-        swap: chance.below(5) < 2,
-        remount: chance.below(4) == 0,
-        drop_caches: chance.below(40) == 0,
-    }
+    Kinds { swap: chance.below(5) < 2, remount: chance.below(4) == 0, drop_caches: chance.below(40) == 0 }
 }
 
 /// Runs a sequence as its seed makes it. On failure: the operations up to it, and what was wrong.
@@ -141,8 +137,7 @@ fn shorten(world: &World, failure: &Failure, limit: Duration) -> (Vec<Operation>
     let (seed, mut operations) = (failure.seed, failure.operations.clone());
     let batch = seed / BATCH;
     let name = format!("short{seed}");
-    let mut fresh =
-        Fresh { world, versions: world.versions(), batch, name, made: 0, station: None };
+    let mut fresh = Fresh { world, versions: world.versions(), batch, name, made: 0, station: None };
     let mut last = fresh.replay(seed, &operations);
     let mut size = operations.len() / 2;
     while last.is_some() && size > 0 {
@@ -260,8 +255,7 @@ fn a_mount_cannot_be_told_from_a_plain_directory() {
             let texts: Vec<String> = outcome.failures.iter().map(|f| report(&world, f)).collect();
             return Some(texts.join("\n\n"));
         }
-        let missing: Vec<_> =
-            WANTED.iter().filter(|e| !outcome.coverage.events.contains_key(e)).collect();
+        let missing: Vec<_> = WANTED.iter().filter(|e| !outcome.coverage.events.contains_key(e)).collect();
         (count >= SEQUENCES && !missing.is_empty()).then(|| format!("never reached: {missing:?}"))
     });
     assert!(text.is_none(), "{}", text.unwrap_or_default());
@@ -307,7 +301,8 @@ fn what_many_threads_did_is_what_a_new_mount_shows() {
             let wrong: Vec<String> = threads.into_iter().filter_map(|t| t.join().unwrap()).collect();
             assert!(wrong.is_empty(), "seed {seed}, round {round}: {wrong:?}");
             let texts = |root: &Path| -> BTreeMap<String, (String, u64)> {
-                let tree = snapshot::snapshot(root).unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
+                let tree =
+                    snapshot::snapshot(root).unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
                 tree.into_iter().map(|(path, fact)| (path, (fact.text, fact.number))).collect()
             };
             let before = texts(&root);

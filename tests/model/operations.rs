@@ -1,5 +1,6 @@
 //! Operations on a directory tree, made at random and done alike on any root.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -94,6 +95,8 @@ pub enum Operation {
     Take(usize, Name),
     /// Opens what was kept, by its handle.
     OpenTaken(usize),
+    /// Keeps it no longer.
+    Drop(usize),
     /// Unmounts and mounts the view; all handles are closed before.
     Remount,
     /// The kernel forgets what it can.
@@ -277,7 +280,8 @@ impl Operation {
 pub struct Side {
     pub root: PathBuf,
     pub handles: Vec<Option<File>>,
-    mappings: Vec<Option<Mapping>>,
+    /// With the inodes that they are of.
+    mappings: Vec<Option<(Mapping, u64)>>,
     taken: Vec<Option<Handle>>,
 }
 
@@ -323,6 +327,38 @@ impl Side {
     fn handle(&self, slot: usize) -> Result<&File, i32> {
         // Closed alike on both sides.
         self.handles[slot].as_ref().ok_or(-9)
+    }
+
+    /// The inodes of open files and mappings.
+    pub fn open_inodes(&self) -> Vec<u64> {
+        let handles = (0..HANDLES).filter_map(|slot| self.inode(slot));
+        handles.chain(self.mappings.iter().flatten().map(|(_, inode)| *inode)).collect()
+    }
+
+    /// Which handles, mappings and kept file handles are of these inodes, or of none any more.
+    pub fn slots_of(&self, inodes: &HashSet<u64>) -> Vec<Operation> {
+        let mut out = Vec::new();
+        for slot in 0..HANDLES {
+            if self.inode(slot).is_some_and(|i| inodes.contains(&i)) {
+                out.push(Operation::Close(slot));
+            }
+        }
+        for (slot, mapping) in self.mappings.iter().enumerate() {
+            if mapping.as_ref().is_some_and(|(_, i)| inodes.contains(i)) {
+                out.push(Operation::Unmap(slot));
+            }
+        }
+        let mount = File::open(&self.root).ok();
+        for (slot, taken) in self.taken.iter().enumerate() {
+            if let (Some(taken), Some(mount)) = (taken, &mount) {
+                let there = taken.open(mount, libc::O_PATH).and_then(|f| f.metadata());
+                if there.is_ok_and(|m| m.nlink() > 0) {
+                    continue;
+                }
+                out.push(Operation::Drop(slot));
+            }
+        }
+        out
     }
 
     /// The inode that a handle stands for.
@@ -445,7 +481,8 @@ impl Side {
                 let file = self.handle(*slot)?;
                 let mode = rfs::fcntl_getfl(file).map_err(|e| e.raw_os_error())?;
                 let mapping = Mapping::new(file, mode.contains(rfs::OFlags::RDWR)).map_err(errno)?;
-                self.mappings[*slot % MAPPINGS] = Some(mapping);
+                let inode = file.metadata().map_err(errno)?.ino();
+                self.mappings[*slot % MAPPINGS] = Some((mapping, inode));
                 Ok(String::new())
             }
             O::Unmap(slot) => {
@@ -453,16 +490,20 @@ impl Side {
                 Ok(String::new())
             }
             O::MapRead(slot, at, n) => {
-                let bytes = self.mappings[*slot].as_ref().ok_or(-9)?.read(*at, *n).map_err(errno)?;
+                let bytes = self.mappings[*slot].as_ref().ok_or(-9)?.0.read(*at, *n).map_err(errno)?;
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
             O::MapWrite(slot, at, byte, n) => {
-                let mapping = self.mappings[*slot].as_ref().ok_or(-9)?;
+                let (mapping, _) = self.mappings[*slot].as_ref().ok_or(-9)?;
                 std_done(mapping.write(*at, &vec![*byte; *n]).and_then(|()| mapping.sync()))
             }
             O::Take(slot, p) => {
                 self.taken[*slot] = None;
                 self.taken[*slot] = Some(Handle::of(&self.at(p)).map_err(errno)?);
+                Ok(String::new())
+            }
+            O::Drop(slot) => {
+                self.taken[*slot] = None;
                 Ok(String::new())
             }
             O::OpenTaken(slot) => {

@@ -23,6 +23,8 @@ struct Attributes {
     uid: Option<u32>,
     gid: Option<u32>,
     mtime: Option<(i64, i64)>,
+    /// Whether the access time is the user's; it is not compared, since a version keeps none.
+    atime: bool,
     xattrs: BTreeMap<String, Option<Vec<u8>>>,
 }
 
@@ -156,6 +158,7 @@ fn attributes(path: &Path) -> Attributes {
         uid: Some(meta.uid()),
         gid: Some(meta.gid()),
         mtime: Some((meta.mtime(), meta.mtime_nsec())),
+        atime: true,
         xattrs: xattrs(path).unwrap().into_iter().map(|(name, value)| (name, Some(value))).collect(),
     }
 }
@@ -281,7 +284,7 @@ impl Oracle {
     }
 
     /// All names of an inode.
-    fn names_of(&self, inode: u64) -> Vec<String> {
+    pub fn names_of(&self, inode: u64) -> Vec<String> {
         let is = |p: &String| fs::symlink_metadata(self.root.join(p)).is_ok_and(|m| m.ino() == inode);
         paths(&self.root).into_iter().filter(is).collect()
     }
@@ -386,9 +389,9 @@ impl Oracle {
         });
         let format = meta.mode() & libc::S_IFMT;
         // What is left of a file of another type is not that of this one.
-        let known = known.filter(|f| f.borrow().format == format).unwrap_or_else(|| {
-            Rc::new(RefCell::new(Follows { format, set: Attributes::default(), stamp }))
-        });
+        let known = known
+            .filter(|f| f.borrow().format == format)
+            .unwrap_or_else(|| Rc::new(RefCell::new(Follows { format, set: Attributes::default(), stamp })));
         {
             let mut follows = known.borrow_mut();
             merge(&mut follows.set, set);
@@ -523,8 +526,8 @@ impl Oracle {
                 (explicit.uid, explicit.gid) = (Some(*id), Some(*id));
                 self.attributes_changed(&names, was, explicit);
             }
-            O::Times(_, _, m) => {
-                explicit.mtime = m.map(|_| (0, 0));
+            O::Times(_, a, m) => {
+                (explicit.atime, explicit.mtime) = (a.is_some(), m.map(|_| (0, 0)));
                 self.attributes_changed(&names, was, explicit);
             }
             O::HandleTimes(..) => {
@@ -543,7 +546,7 @@ impl Oracle {
                     // Removing an ACL that is not there does nothing.
                     return;
                 }
-                if file && name.starts_with("security.") {
+                if file && name.starts_with("security.") && !matches!(operation, O::RemoveXattr(..)) {
                     self.own(&names);
                 }
                 explicit.xattrs.insert((*name).to_string(), None);
@@ -579,7 +582,7 @@ impl Oracle {
             }
         }
         let any = set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.mtime.is_some();
-        if any || !set.xattrs.is_empty() {
+        if any || set.atime || !set.xattrs.is_empty() {
             self.change(names, &set);
         }
     }
@@ -906,7 +909,9 @@ impl Oracle {
         let (now, then) = (&self.versions[self.at], &self.versions[to]);
         let Some(entry) = now.entries.get(path) else { return false };
         let differs = match then.entries.get(path) {
-            Some(other) => other.format == libc::S_IFREG && other.content != entry.content && alone(then, other),
+            Some(other) => {
+                other.format == libc::S_IFREG && other.content != entry.content && alone(then, other)
+            }
             None => true,
         };
         entry.format == libc::S_IFREG

@@ -71,7 +71,8 @@ impl Drop for Overlay {
     fn drop(&mut self) {
         if self.mounted {
             unmount_overlay(&self.point);
-            if let Some(home) = self.point.parent().filter(|h| common::scratch::mounts_beneath(h).is_empty()) {
+            if let Some(home) = self.point.parent().filter(|h| common::scratch::mounts_beneath(h).is_empty())
+            {
                 let _ = std::process::Command::new("rm").arg("-rf").arg(home).status();
             }
         }

@@ -1,6 +1,6 @@
 //! One sequence's sides, and what is done and compared step by step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -86,21 +86,15 @@ impl World {
         for (i, source) in sources.iter().enumerate() {
             let parent = format!("m:{i}");
             let before = scratch.join(format!("src-m-{i}"));
-            tree::import(
-                &scratch,
-                &program,
-                &format!("m:{}", i + 1),
-                (i > 0).then_some(&*parent),
-                |dir| {
-                    let copy = format!(
-                        "for i in $(seq 0 {}); do cp -a {} s$i; done; touch -d @1500000000 .",
-                        SLOTS - 1,
-                        source.display()
-                    );
-                    let _ = &before;
-                    common::sh(dir, &copy).ok();
-                },
-            );
+            tree::import(&scratch, &program, &format!("m:{}", i + 1), (i > 0).then_some(&*parent), |dir| {
+                let copy = format!(
+                    "for i in $(seq 0 {}); do cp -a {} s$i; done; touch -d @1500000000 .",
+                    SLOTS - 1,
+                    source.display()
+                );
+                let _ = &before;
+                common::sh(dir, &copy).ok();
+            });
         }
         overlay::prepare(&scratch, &CHANGES[..1], SLOTS);
         World { scratch, program, sources }
@@ -178,7 +172,6 @@ impl<'w> Station<'w> {
         let name = format!("s{slot}");
         let third = self.overlay.as_ref().filter(|_| with_overlay).map(|o| Side::new(&o.point.join(&name)));
         Trial {
-            slot,
             plain: Side::new(&plain),
             view: Side::new(&self.point.join(&name)),
             third,
@@ -187,7 +180,7 @@ impl<'w> Station<'w> {
             numbers: Numbers::new(),
             third_numbers: Numbers::new(),
             coverage: Coverage::default(),
-            steps: 0,
+            displaced: HashSet::new(),
         }
     }
 
@@ -223,7 +216,6 @@ pub type Wrong = String;
 #[derive(Debug)]
 pub struct Trial<'s, 'w> {
     station: &'s mut Station<'w>,
-    slot: usize,
     plain: Side,
     view: Side,
     third: Option<Side>,
@@ -231,13 +223,13 @@ pub struct Trial<'s, 'w> {
     numbers: Numbers,
     third_numbers: Numbers,
     pub coverage: Coverage,
-    steps: u64,
+    /// Inodes of the plain side that are open and that a swap took the names of.
+    displaced: HashSet<u64>,
 }
 
 impl Trial<'_, '_> {
     /// Does an operation on all sides and compares the answers, and what it may have changed.
     pub fn step(&mut self, operation: &Operation) -> Result<(), Wrong> {
-        self.steps += 1;
         match operation {
             Operation::Remount => {
                 self.close();
@@ -291,7 +283,12 @@ impl Trial<'_, '_> {
     }
 
     /// The third side gave another answer than the other two: it is known to, or it is we who are wrong.
-    fn third_differs(&mut self, operation: &Operation, plain: &Outcome, third: &Outcome) -> Result<(), Wrong> {
+    fn third_differs(
+        &mut self,
+        operation: &Operation,
+        plain: &Outcome,
+        third: &Outcome,
+    ) -> Result<(), Wrong> {
         match overlay::known_answer(operation, plain, third) {
             Some(known) => {
                 self.coverage.overlay_left(known.reason);
@@ -374,13 +371,32 @@ impl Trial<'_, '_> {
             return Ok(());
         }
         self.third = None;
+        self.close_displaced();
         self.swap_plain(to);
         self.station.swap(to);
         self.coverage.swapped();
         self.compare().map(drop)
     }
 
+    /// What a swap displaced is closed before the next: on the version that it comes from it is what its name leads to
+    /// again, and on the plain side another file is.
+    fn close_displaced(&mut self) {
+        for operation in self.plain.slots_of(&self.displaced) {
+            let _ = (self.plain.apply(&operation), self.view.apply(&operation));
+            self.coverage.after(&operation, None);
+        }
+        self.displaced.clear();
+    }
+
     fn swap_plain(&mut self, to: usize) {
+        let open = self.plain.open_inodes();
+        let named = |i: &u64| !self.oracle.names_of(*i).is_empty();
+        let before: Vec<u64> = open.into_iter().filter(named).collect();
+        self.swap_names(to);
+        self.displaced.extend(before.into_iter().filter(|i| self.oracle.names_of(*i).is_empty()));
+    }
+
+    fn swap_names(&mut self, to: usize) {
         for path in self.oracle.swap(to) {
             if let Ok(meta) = fs::symlink_metadata(&path) {
                 self.numbers.remove(&(meta.ino(), meta.created().unwrap_or(std::time::UNIX_EPOCH)));
@@ -394,6 +410,7 @@ impl Trial<'_, '_> {
             return self.swap(to);
         }
         self.third = None;
+        self.close_displaced();
         let append = Operation::Append(path.to_string(), byte, 1);
         let old = fs::read(self.plain.root.join(path)).map_err(|e| e.to_string())?;
         let mut writer = Side::new(&self.view.root);
@@ -435,7 +452,6 @@ impl Trial<'_, '_> {
         self.close();
         let plain = self.plain.root.clone();
         let _ = fs::remove_dir_all(plain);
-        let _ = self.slot;
         self.coverage
     }
 }
