@@ -15,7 +15,7 @@ use crate::store::desktops::{Choice, Desktop, State};
 use crate::store::objects::Intake;
 use crate::store::{Digest, Progress, Store, audit};
 use crate::sys::fs as sys;
-use crate::union::lower::{Objects, Tree};
+use crate::union::lower::{Objects, Stack, Tree};
 use crate::union::survey::{lay_over, letters, open_for_reading};
 use crate::union::upper::UserLayer;
 use crate::union::{Data, Settings, View};
@@ -88,7 +88,9 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     let io = |e: crate::union::Fail| {
         Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0))
     };
-    let view = View::new(store.clone(), objects, Some(user), tree, state.generation, settings).map_err(io)?;
+    let view =
+        View::new(store.clone(), objects, Some(user), Stack::Version(tree), state.generation, settings)
+            .map_err(io)?;
     progress.begin("settling", None);
     let mut at = Vec::new();
     let done = view.settle(&mut at, &|bytes| progress.advance(1, bytes)).map_err(|e| {

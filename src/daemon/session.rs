@@ -23,7 +23,7 @@ use crate::store::desktops::Desktop;
 use crate::store::mounts::{MountClaim, MountEntry};
 use crate::store::{Digest, Store};
 use crate::sys::{mount, process};
-use crate::union::lower::{Objects, Tree};
+use crate::union::lower::{Objects, Stack, Tree};
 use crate::union::swap::Notice;
 use crate::union::upper::UserLayer;
 use crate::union::{Data, Generation, Settings, View};
@@ -204,7 +204,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
             "not root: objects are read without a read-only mount clone, and nothing goes past the daemon"
         );
     }
-    let view = View::new(store.clone(), objects, user, tree, generation, settings)
+    let view = View::new(store.clone(), objects, user, Stack::Version(tree), generation, settings)
         .map_err(|e| Error::Io("opening the view".into(), std::io::Error::from_raw_os_error(e.0)))?;
     let view = Arc::new(view);
 

@@ -85,35 +85,16 @@ fn of_stat(id: u64, stat: &Stat, marks: &Marks) -> Attributes {
     out
 }
 
-fn blocks(size: u64) -> u64 {
+/// Blocks of 512 bytes that so many bytes take.
+pub(crate) fn blocks(size: u64) -> u64 {
     size.div_ceil(4096) * 8
 }
 
-/// Attributes of a path of the stack. Access time is the modification time (a stack keeps none).
-pub(crate) fn of_lower(id: u64, lower: &Lower) -> Attributes {
-    let n = &lower.entry;
-    let size = if n.is_dir() { 4096 } else { n.size };
-    Attributes {
-        ino: id,
-        size,
-        blocks: if n.is_file() || n.is_dir() { blocks(size) } else { 0 },
-        atime: n.mtime,
-        mtime: n.mtime,
-        ctime: n.mtime,
-        mode: n.mode,
-        nlink: n.nlink,
-        uid: n.uid,
-        gid: n.gid,
-        rdev: n.rdev(),
-        blksize: 4096,
-    }
-}
-
 /// What follows the stack: the user's attributes where changed, the stack's elsewhere.
-fn merged(id: u64, stat: &Stat, changed: &Changed, lower: &Lower) -> Attributes {
-    let mut out = of_lower(id, lower);
+fn merged(id: u64, stat: &Stat, changed: &Changed, lower: &Lower) -> Answer<Attributes> {
+    let mut out = lower.attributes(id)?;
     if changed.mode {
-        out.mode = lower.entry.format() | (stat.mode & 0o7777);
+        out.mode = lower.format() | (stat.mode & 0o7777);
     }
     if changed.uid {
         out.uid = stat.uid;
@@ -130,10 +111,10 @@ fn merged(id: u64, stat: &Stat, changed: &Changed, lower: &Lower) -> Attributes 
     if *changed != Changed::default() {
         out.ctime = stat.ctime;
     }
-    if !lower.entry.is_dir() {
+    if !lower.is_dir() {
         out.nlink = stat.nlink;
     }
-    out
+    Ok(out)
 }
 
 impl View {
@@ -166,8 +147,8 @@ impl View {
             }
             return match &lower {
                 Some(lower) => {
-                    let mut out = of_lower(node.id, lower);
-                    if node.id != lower.entry.number && !gone && !node.is_dir() {
+                    let mut out = lower.attributes(node.id)?;
+                    if node.id != lower.number() && !gone && !node.is_dir() {
                         out.nlink = self.split_links(pin, node, lower)?;
                     }
                     Ok(out)
@@ -194,10 +175,10 @@ impl View {
         }
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
-                let mut out = merged(node.id, &stat, changed, lower);
+                let mut out = merged(node.id, &stat, changed, lower)?;
                 if !node.is_dir() && !gone && stat.nlink > 1 {
                     // A swap may have led some of the names that share the file on disk elsewhere.
-                    out.nlink = match lower.entry.nlink {
+                    out.nlink = match lower.links()? {
                         1 => 1,
                         // What was moved has all names of its group: see `bring_links`.
                         _ if lower.pinned => stat.nlink,
@@ -227,9 +208,9 @@ impl View {
         }
         let user = self.user.as_ref().ok_or(Fail(libc::EIO))?;
         let dir = self.upper_dir(node)?;
-        let mut count = lower.entry.nlink.saturating_sub(2);
+        let mut count = lower.links()?.saturating_sub(2);
         for (name, format) in sys::list(dir.as_fd())? {
-            let below = lower.child(&name)?.is_some_and(|l| l.entry.is_dir());
+            let below = lower.child(&name)?.is_some_and(|l| l.is_dir());
             let here = match format {
                 libc::S_IFDIR => true,
                 0 => sys::stat_at(&*dir, &name)?.is_dir(),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
+use super::lower::{Content, Lower};
 use super::marks::{Changed, Found, Marks, PinMark};
 use super::node::{BORN, Name, Node};
 use super::swap::Notice;
@@ -103,14 +104,14 @@ impl View {
         false
     }
 
-    /// The object that a node without content of its own shows.
-    pub(crate) fn object_of(&self, node: &Node) -> Answer<(Digest, u64)> {
+    /// What a node without content of its own shows.
+    pub(crate) fn content_of(&self, node: &Node) -> Answer<Content> {
         let state = node.state();
         if let Some(PinMark::Object(digest, size)) = state.upper.as_ref().and_then(|m| m.pin.as_ref()) {
-            return Ok((*digest, *size));
+            return Ok(Content::Object(*digest, *size));
         }
         let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
-        Ok((lower.tree.index.object(&lower.entry)?, lower.entry.size))
+        Ok(lower.content()?)
     }
 
     /// Brings up what is only below; whether the names lead to another node now.
@@ -120,7 +121,7 @@ impl View {
             let _names = self.names.read();
             let attributes = self.attributes(pin, node)?;
             let xattrs = self.all_xattrs(pin, node)?;
-            let version = node.state().lower.as_ref().map(|l| l.tree.version);
+            let version = node.state().lower.as_ref().and_then(Lower::version);
             (attributes, xattrs, self.names_to_copy(node)?, version)
         };
         for (parent, _) in &names {
@@ -141,7 +142,7 @@ impl View {
         let (left, attributes, xattrs, version) = {
             let _names = self.names.read();
             let left = self.upper_handle(node)?;
-            let version = node.state().lower.as_ref().map(|l| l.tree.version);
+            let version = node.state().lower.as_ref().and_then(Lower::version);
             (left, self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
         };
         let changed = node.state().upper.as_ref().and_then(|m| m.follows.clone());
@@ -177,7 +178,8 @@ impl View {
         let temporary = user.temporary_name();
         match node.format {
             libc::S_IFREG => {
-                let (digest, size) = self.object_of(node)?;
+                let content = self.content_of(node)?;
+                let size = content.size();
                 let file = sys::create_at(&user.work, &temporary, 0o600)?;
                 match depth {
                     Depth::Attributes => {
@@ -187,25 +189,21 @@ impl View {
                     }
                     Depth::Pin => {
                         file.set_len(size)?;
-                        marks.pin = Some(PinMark::Object(digest, size));
+                        marks.pin = Some(content.pin_mark());
                         marks.metacopy = true;
                     }
                     Depth::Content => {
-                        let object = self.objects.get(&digest, size)?;
+                        let object = self.open_content(&content)?;
                         sys::copy_sparse(&object, &file, size, |_| Ok(()))?;
                         sys::sync(&file, true)?;
                     }
                     Depth::Empty => {}
                 }
-                if marks.pin.is_some()
-                    && let Some(version) = version
-                {
-                    user.pin_version(&version)?;
+                if marks.pin.is_some() {
+                    user.pin_version(version)?;
                 }
                 if marks.pin.is_none() && marks.follows.is_none() {
-                    let path = self.path_of(node);
-                    let origin = [format!("{digest} ").as_bytes(), &path].concat();
-                    user.marks.set_own(&file, "origin", &origin)?;
+                    self.note_origin(node, &file, &content)?;
                 }
                 open = Some(file);
             }
@@ -213,7 +211,7 @@ impl View {
                 let target = {
                     let state = node.state();
                     let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
-                    lower.tree.index.target(&lower.entry)?.to_vec()
+                    lower.target()?
                 };
                 sys::symlink_at(&target, &user.work, &temporary)?;
             }
@@ -230,6 +228,16 @@ impl View {
         self.write_attributes(node, &handle, attributes, xattrs)?;
         self.write_marks(&handle, &marks)?;
         Ok((temporary, open, marks))
+    }
+
+    /// Notes where a copied-up file was copied from.
+    fn note_origin(&self, node: &Arc<Node>, fd: impl AsFd, content: &Content) -> Answer<()> {
+        match content {
+            Content::Object(digest, _) => {
+                let origin = [format!("{digest} ").as_bytes(), &self.path_of(node)].concat();
+                Ok(self.writable()?.marks.set_own(fd, "origin", &origin)?)
+            }
+        }
     }
 
     fn write_marks(&self, fd: &OwnedFd, marks: &Marks) -> Answer<()> {
@@ -388,7 +396,7 @@ impl View {
             let _names = self.names.read();
             (self.upper_handle(node)?, self.attributes(pin, node)?, self.all_xattrs(pin, node)?)
         };
-        let version = node.state().lower.as_ref().map(|l| l.tree.version);
+        let version = node.state().lower.as_ref().and_then(Lower::version);
         let mut marks = node.state().upper.clone().ok_or(Fail(libc::EIO))?;
         let follows = marks.follows.is_some() && marks.pin.is_none();
         if follows && !node.state().gone {
@@ -402,14 +410,12 @@ impl View {
         }
         let mut file = None;
         if node.is_file() {
-            let (digest, size) = self.object_of(node)?;
+            let content = self.content_of(node)?;
             match depth {
                 Depth::Attributes => return Ok(false),
                 Depth::Pin => {
-                    if let Some(version) = version {
-                        user.pin_version(&version)?;
-                    }
-                    marks.pin = Some(PinMark::Object(digest, size));
+                    user.pin_version(version)?;
+                    marks.pin = Some(content.pin_mark());
                 }
                 Depth::Content | Depth::Empty => {
                     let to = File::from(sys::reopen(&handle, Open::ReadWrite)?);
@@ -421,12 +427,11 @@ impl View {
                     }
                     to.set_len(0)?;
                     if depth == Depth::Content {
-                        let object = self.objects.get(&digest, size)?;
-                        sys::copy_sparse(&object, &to, size, |_| Ok(()))?;
+                        let object = self.open_content(&content)?;
+                        sys::copy_sparse(&object, &to, content.size(), |_| Ok(()))?;
                         sys::sync(&to, true)?;
                     }
-                    let origin = [format!("{digest} ").as_bytes(), &self.path_of(node)].concat();
-                    user.marks.set_own(&handle, "origin", &origin)?;
+                    self.note_origin(node, &handle, &content)?;
                     marks.pin = None;
                     marks.metacopy = false;
                     file = Some(to);
@@ -499,12 +504,9 @@ impl View {
         }
         let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
-        if lower.entry.nlink > 1 {
-            let index = &lower.tree.index;
+        if lower.is_linked() {
             let moved = if lower.pinned { moved_above(node) } else { None };
-            for other in index.group(&lower.entry)? {
-                let parent = index.path(&index.node(other.parent)?)?;
-                let name = index.name(&other)?;
+            for (parent, name) in lower.group()? {
                 let dir = match &moved {
                     None => self.walk(pin, &parent)?,
                     Some((top, was)) => match beneath(&parent, was) {
@@ -516,7 +518,7 @@ impl View {
                 if out.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
                     continue;
                 }
-                if self.child(pin, &dir, name)?.is_some_and(|c| c.id == node.id) {
+                if self.child(pin, &dir, &name)?.is_some_and(|c| c.id == node.id) {
                     out.push((dir, name.into()));
                 }
             }

@@ -180,11 +180,15 @@ impl View {
         if self.settings.data == Data::Passthrough {
             return Ok(true);
         }
-        let (digest, size) = self.object_of(node)?;
-        if size >= LARGE {
+        let content = self.content_of(node)?;
+        if content.size() >= LARGE {
             return Ok(true);
         }
-        Ok(size >= 4096 && &self.objects.head(&digest, size)? == b"\x7fELF")
+        let mut head = [0; 4];
+        if content.size() >= 4096 {
+            let _ = self.open_content(&content)?.read_at(&mut head, 0)?;
+        }
+        Ok(&head == b"\x7fELF")
     }
 
     /// The file to register with the kernel for a handle whose bytes go past the daemon.
@@ -197,8 +201,7 @@ impl View {
         if let Some(file) = file {
             return Ok(OwnedFd::from(file.try_clone()?));
         }
-        let (digest, size) = self.object_of(&node)?;
-        Ok(OwnedFd::from(self.objects.get(&digest, size)?))
+        Ok(OwnedFd::from(self.open_content(&self.content_of(&node)?)?))
     }
 
     /// The kernel cannot pass this file's bytes: from now on they go through the daemon, for all files.
@@ -290,8 +293,7 @@ impl View {
             node.state().file = Some(file.clone());
             return Ok(file);
         }
-        let (digest, size) = self.object_of(node)?;
-        let object = Arc::new(self.objects.get(&digest, size)?);
+        let object = Arc::new(self.open_content(&self.content_of(node)?)?);
         node.state().object = Some(object.clone());
         Ok(object)
     }

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::attributes::Attributes;
-use super::lower::Lower;
 use super::marks::Found;
 use super::node::{Node, UNKNOWN, born_number};
 use super::{Answer, Fail, Pin, View};
@@ -93,15 +92,12 @@ impl View {
         }
         let mut below: Vec<Item> = Vec::new();
         if let Some(lower) = &lower {
-            let index = &lower.tree.index;
-            for at in index.children(&lower.entry)? {
-                let entry = index.node(at)?;
-                let path = Lower { tree: lower.tree.clone(), entry, pinned: lower.pinned };
-                below.push(Item {
-                    name: index.name(&entry)?.to_vec(),
-                    format: entry.format(),
-                    id: self.lower_number(pin, &path)?,
-                });
+            for child in lower.children()? {
+                let id = match &child.linked {
+                    Some(path) => self.lower_number(pin, path)?,
+                    None => child.number,
+                };
+                below.push(Item { name: child.name, format: child.format, id });
             }
         }
         let Some(user) = self.user.as_ref().filter(|_| has_upper) else { return Ok(below) };
@@ -131,7 +127,7 @@ impl View {
                         // It shows what it follows, or nothing.
                         let child = lower.as_ref().map(|l| l.child(&name)).transpose()?.flatten();
                         if let (Some(item), Some(child)) = (merged.get_mut(&name), child)
-                            && child.entry.format() == format
+                            && child.format() == format
                         {
                             item.id = self.followed_number(pin, &child, &stat, &marks)?;
                         }

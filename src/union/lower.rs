@@ -1,12 +1,15 @@
-//! What lies below: trees of versions, and the objects that hold contents.
+//! What lies below the user layer. The view asks a [`Lower`] and does not know where it comes from: from the tree
+//! of a version, with the objects that hold its contents.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::attributes::Attributes;
+use super::marks::PinMark;
 use crate::error::{Error, Result};
-use crate::layer::index::{Index, Node as TreeNode};
+use crate::layer::index::{self, Index, Node as TreeNode};
 use crate::store::{Digest, Store};
 use crate::sys::fs::{self as sys, Open};
 use crate::sys::mount;
@@ -29,22 +32,231 @@ impl Tree {
     }
 }
 
-/// One path of a tree, as the lower part of a node.
+/// A stack of read-only layers.
+#[derive(Clone, Debug)]
+pub enum Stack {
+    /// That of a version.
+    Version(Arc<Tree>),
+}
+
+impl Stack {
+    /// Its root.
+    pub fn root(&self) -> Result<Lower> {
+        match self {
+            Stack::Version(tree) => Ok(Lower::of(tree, tree.index.node(index::ROOT)?)),
+        }
+    }
+}
+
+/// One path of a stack, as the lower part of a node.
 #[derive(Clone, Debug)]
 pub struct Lower {
-    /// Its tree.
-    pub tree: Arc<Tree>,
-    /// Its entry there.
-    pub entry: TreeNode,
+    /// Where it lies.
+    pub entry: Entry,
     /// It belongs to a directory that the user moved: a swap does not change it.
     pub pinned: bool,
 }
 
+/// Where a path of a stack lies.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// In the tree of a version.
+    Tree(Arc<Tree>, TreeNode),
+}
+
+/// A name in a directory of a stack.
+#[derive(Debug)]
+pub struct Child {
+    /// The name.
+    pub name: Vec<u8>,
+    /// Type bits.
+    pub format: u32,
+    /// Node number.
+    pub number: u64,
+    /// The path, where its number in the view depends on what the user has of its hard-link group.
+    pub linked: Option<Lower>,
+}
+
+/// What holds the content of a regular file of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// An object of the store, and its length in bytes.
+    Object(Digest, u64),
+}
+
+impl Content {
+    /// The mark of a file that stands on it.
+    pub fn pin_mark(&self) -> PinMark {
+        match self {
+            Content::Object(digest, size) => PinMark::Object(*digest, *size),
+        }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Content::Object(_, size) => *size,
+        }
+    }
+}
+
 impl Lower {
+    /// A path of a version.
+    pub fn of(tree: &Arc<Tree>, entry: TreeNode) -> Lower {
+        Lower { entry: Entry::Tree(tree.clone(), entry), pinned: false }
+    }
+
+    /// The type bits (`S_IFMT`).
+    pub fn format(&self) -> u32 {
+        match &self.entry {
+            Entry::Tree(_, entry) => entry.format(),
+        }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.format() == libc::S_IFDIR
+    }
+
+    /// Whether it is that path of a tree.
+    pub fn is_at(&self, node: &TreeNode) -> bool {
+        match &self.entry {
+            Entry::Tree(_, entry) => entry.at == node.at,
+        }
+    }
+
+    /// Node number.
+    pub fn number(&self) -> u64 {
+        match &self.entry {
+            Entry::Tree(_, entry) => entry.number,
+        }
+    }
+
+    /// Hard links; for a directory 2 + its subdirectories.
+    pub fn links(&self) -> Result<u32> {
+        match &self.entry {
+            Entry::Tree(_, entry) => Ok(entry.nlink),
+        }
+    }
+
+    /// Whether it is one of several hard links.
+    pub fn is_linked(&self) -> bool {
+        match &self.entry {
+            Entry::Tree(_, entry) => !entry.is_dir() && entry.nlink > 1,
+        }
+    }
+
     /// The child of that name.
     pub fn child(&self, name: &[u8]) -> Result<Option<Lower>> {
-        let found = self.tree.index.lookup(&self.entry, name)?;
-        Ok(found.map(|entry| Lower { tree: self.tree.clone(), entry, pinned: self.pinned }))
+        match &self.entry {
+            Entry::Tree(tree, entry) => {
+                let found = tree.index.lookup(entry, name)?;
+                Ok(found.map(|entry| Lower { entry: Entry::Tree(tree.clone(), entry), pinned: self.pinned }))
+            }
+        }
+    }
+
+    /// The names in a directory.
+    pub fn children(&self) -> Result<Vec<Child>> {
+        match &self.entry {
+            Entry::Tree(tree, dir) => {
+                let index = &tree.index;
+                let child = |at| {
+                    let entry = index.node(at)?;
+                    let linked = (!entry.is_dir() && entry.nlink > 1)
+                        .then(|| Lower { entry: Entry::Tree(tree.clone(), entry), pinned: self.pinned });
+                    let name = index.name(&entry)?.to_vec();
+                    Ok(Child { name, format: entry.format(), number: entry.number, linked })
+                };
+                index.children(dir)?.map(child).collect()
+            }
+        }
+    }
+
+    /// All paths of its hard-link group in the stack, itself among them: directory and name.
+    pub fn group(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        match &self.entry {
+            Entry::Tree(tree, entry) => {
+                let index = &tree.index;
+                let place = |node: TreeNode| {
+                    Ok((index.path(&index.node(node.parent)?)?, index.name(&node)?.to_vec()))
+                };
+                index.group(entry)?.into_iter().map(place).collect()
+            }
+        }
+    }
+
+    /// What a directory stands on once the user has moved it.
+    pub fn pin_mark(&self) -> Result<PinMark> {
+        match &self.entry {
+            Entry::Tree(tree, entry) => {
+                Ok(PinMark::Dir(tree.version, tree.index.dir_digest(entry)?, tree.index.path(entry)?))
+            }
+        }
+    }
+
+    /// The version that it is of.
+    pub fn version(&self) -> Option<Digest> {
+        match &self.entry {
+            Entry::Tree(tree, _) => Some(tree.version),
+        }
+    }
+
+    /// The content of a regular file.
+    pub fn content(&self) -> Result<Content> {
+        match &self.entry {
+            Entry::Tree(tree, entry) => Ok(Content::Object(tree.index.object(entry)?, entry.size)),
+        }
+    }
+
+    /// A symbolic link's target.
+    pub fn target(&self) -> Result<Vec<u8>> {
+        match &self.entry {
+            Entry::Tree(tree, entry) => Ok(tree.index.target(entry)?.to_vec()),
+        }
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        match &self.entry {
+            Entry::Tree(tree, entry) if tree.index.has_xattrs(entry) => {
+                Ok(tree.index.xattr(entry, name)?.map(<[u8]>::to_vec))
+            }
+            Entry::Tree(..) => Ok(None),
+        }
+    }
+
+    /// All extended attributes with their values.
+    pub fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        match &self.entry {
+            Entry::Tree(tree, entry) => {
+                let all = tree.index.xattrs(entry)?;
+                Ok(all.into_iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect())
+            }
+        }
+    }
+
+    /// Attributes, shown under the number `id`. A version keeps no access times: they are the modification times.
+    pub fn attributes(&self, id: u64) -> Result<Attributes> {
+        match &self.entry {
+            Entry::Tree(_, n) => {
+                let size = if n.is_dir() { 4096 } else { n.size };
+                Ok(Attributes {
+                    ino: id,
+                    size,
+                    blocks: if n.is_file() || n.is_dir() { super::attributes::blocks(size) } else { 0 },
+                    atime: n.mtime,
+                    mtime: n.mtime,
+                    ctime: n.mtime,
+                    mode: n.mode,
+                    nlink: n.nlink,
+                    uid: n.uid,
+                    gid: n.gid,
+                    rdev: n.rdev(),
+                    blksize: 4096,
+                })
+            }
+        }
     }
 }
 
@@ -89,13 +301,5 @@ impl Objects {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         Ok(file)
-    }
-
-    /// The first bytes of an object.
-    pub fn head(&self, digest: &Digest, size: u64) -> io::Result<[u8; 4]> {
-        use std::os::unix::fs::FileExt;
-        let mut out = [0; 4];
-        let _ = self.get(digest, size)?.read_at(&mut out, 0)?;
-        Ok(out)
     }
 }

@@ -1,7 +1,7 @@
 //! The view: the merged file system that a mount shows.
 //!
 //! Knows nothing of FUSE: its methods take node numbers and names and give back plain values, and `fuse.rs`
-//! translates. What is below comes from a [`lower::Tree`], what is above from a [`upper::UserLayer`].
+//! translates. What is below comes from a [`lower::Stack`], what is above from a [`upper::UserLayer`].
 //!
 //! # Invariants
 //! 1. A [`node::Node`] is an inode. Its number never changes; a path whose content differs after a swap leads
@@ -39,7 +39,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::Error;
 use crate::store::{Digest, Store};
-use lower::{Objects, Tree};
+use lower::{Content, Objects, Stack, Tree};
 use node::{Node, Nodes};
 use upper::UserLayer;
 
@@ -78,7 +78,7 @@ pub struct Generation {
     /// Counts the swaps of this mount; only grows.
     pub number: u64,
     /// What the stack shows.
-    pub tree: Arc<Tree>,
+    pub stack: Stack,
 }
 
 /// A request's hold on its generation.
@@ -122,27 +122,27 @@ pub struct View {
     /// The generation that the kernel's caches are right for.
     pub(crate) told: std::sync::atomic::AtomicU64,
     /// The stack before the last swap, until the kernel was told of that.
-    pub(crate) before: Mutex<Option<Arc<Tree>>>,
+    pub(crate) before: Mutex<Option<Stack>>,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
 }
 
 impl View {
-    /// A view of `tree` with an optional user layer above it.
+    /// A view of `stack` with an optional user layer above it.
     pub fn new(
         store: Store,
         objects: Objects,
         user: Option<UserLayer>,
-        tree: Arc<Tree>,
+        stack: Stack,
         generation: u64,
         settings: Settings,
     ) -> Answer<View> {
-        let root = Node::root(&tree, user.as_ref(), generation)?;
+        let root = Node::root(&stack, user.as_ref(), generation)?;
         Ok(View {
             settings,
             store,
             objects,
             user,
-            generation: RwLock::new(Arc::new(Generation { number: generation, tree })),
+            generation: RwLock::new(Arc::new(Generation { number: generation, stack })),
             pinned_trees: Mutex::default(),
             nodes: Nodes::new(root),
             names: RwLock::new(()),
@@ -158,6 +158,13 @@ impl View {
     /// Begins a request.
     pub fn pin(&self) -> Pin {
         Pin(self.generation.read().clone())
+    }
+
+    /// Opens a content for reading.
+    pub(crate) fn open_content(&self, content: &Content) -> Answer<std::fs::File> {
+        match content {
+            Content::Object(digest, size) => Ok(self.objects.get(digest, *size)?),
+        }
     }
 
     pub(crate) fn writable(&self) -> Answer<&UserLayer> {

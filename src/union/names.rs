@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::attributes::Attributes;
 use super::copyup::Depth;
 use super::lower::Lower;
-use super::marks::{DEFAULT_ACL, Found, Marks, PinMark};
+use super::marks::{DEFAULT_ACL, Found, Marks};
 use super::node::Node;
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, Open, Rename};
@@ -107,8 +107,7 @@ impl View {
         let whiteout = in_the_way.is_some();
         let below = self.below(pin, &dir, name)?;
         let marks = Marks {
-            opaque: matches!(what, Make::Dir)
-                && (whiteout || below.as_ref().is_some_and(|l| l.entry.is_dir())),
+            opaque: matches!(what, Make::Dir) && (whiteout || below.as_ref().is_some_and(|l| l.is_dir())),
             null_device: matches!(what, Make::Special(libc::S_IFCHR, (0, 0))),
             ..Marks::default()
         };
@@ -301,7 +300,7 @@ impl View {
         self.copy_up_dir(pin, dir)?;
         let linked = {
             let state = node.state();
-            !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(|l| l.entry.nlink > 1)
+            !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(Lower::is_linked)
         };
         if linked {
             self.copy_up(pin, &node, Depth::Attributes)?;
@@ -462,10 +461,8 @@ impl View {
         let pinned = node.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
         let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
         self.bring_links(pin, node, &lower)?;
-        let index = &lower.tree.index;
-        let mark =
-            PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
-        user.pin_version(&lower.tree.version)?;
+        let mark = lower.pin_mark()?;
+        user.pin_version(lower.version())?;
         let _names = self.names.write();
         let fd = self.upper_dir(node)?;
         user.marks.set_own(&*fd, "pin", &mark.encode())?;
@@ -485,15 +482,14 @@ impl View {
     /// Hard-linked files of the stack beneath a directory that is about to be moved come up with all their
     /// names: beneath a pin they could not be found by the paths of their group any more.
     fn bring_links(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower) -> Answer<()> {
-        let index = &lower.tree.index;
-        for at in index.children(&lower.entry)? {
-            let entry = index.node(at)?;
-            if !entry.is_dir() && entry.nlink < 2 {
+        for child in lower.children()? {
+            let is_dir = child.format == libc::S_IFDIR;
+            if !is_dir && child.linked.is_none() {
                 continue;
             }
             let found = {
                 let _names = self.names.read();
-                self.child(pin, dir, index.name(&entry)?)?
+                self.child(pin, dir, &child.name)?
             };
             let Some(node) = found else { continue };
             let below = {
@@ -501,7 +497,7 @@ impl View {
                 self.lower(pin, &node)?
             };
             match below {
-                Some(below) if node.is_dir() && entry.is_dir() => self.bring_links(pin, &node, &below)?,
+                Some(below) if node.is_dir() && is_dir => self.bring_links(pin, &node, &below)?,
                 Some(_) if !node.is_dir() => self.copy_up(pin, &node, Depth::Pin)?,
                 _ => {}
             }
@@ -541,7 +537,7 @@ impl View {
         let (from, to) = (self.upper_dir(m.d1)?, self.upper_dir(m.d2)?);
         let below1 = self.below(pin, m.d1, m.name)?;
         let below2 = self.below(pin, m.d2, m.new)?;
-        let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.entry.is_dir());
+        let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.is_dir());
         if m.how == Replace::Exchange {
             let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
             if over_dir(&below2) {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::attributes::Attributes;
-use super::lower::{Lower, Tree};
+use super::lower::{Lower, Stack};
 use super::marks::Marks;
 use super::upper::UserLayer;
 use super::{Answer, Fail};
-use crate::layer::index;
 use crate::sys::fs::Stat;
 
 /// The root's number.
@@ -106,14 +105,13 @@ impl Node {
     }
 
     /// The root of a view.
-    pub fn root(tree: &Arc<Tree>, user: Option<&UserLayer>, generation: u64) -> Answer<Arc<Node>> {
+    pub fn root(stack: &Stack, user: Option<&UserLayer>, generation: u64) -> Answer<Arc<Node>> {
         let upper = match user {
             Some(user) => Some(user.root_marks()?),
             None => None,
         };
         let opaque = upper.as_ref().is_some_and(|m| m.opaque);
-        let entry = tree.index.node(index::ROOT)?;
-        let lower = (!opaque).then(|| Lower { tree: tree.clone(), entry, pinned: false });
+        let lower = if opaque { None } else { Some(stack.root()?) };
         let state = State { lower, lower_generation: generation, upper, ..State::default() };
         Ok(Node::new(ROOT, libc::S_IFDIR, 0, state))
     }

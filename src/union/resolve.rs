@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::attributes::Attributes;
-use super::lower::{Lower, Tree};
+use super::lower::{Entry, Lower, Stack, Tree};
 use super::marks::{Found, Marks, PinMark};
 use super::node::{BORN, Node, ROOT, State, born_generation, born_number};
 use super::{Answer, Fail, Pin, View};
@@ -27,7 +27,13 @@ pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::R
 }
 
 /// The path of a number, or of the number that it was made of by [`split_number`].
-fn by_number(index: &index::Index, id: u64) -> crate::error::Result<Option<index::Node>> {
+fn by_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
+    match stack {
+        Stack::Version(tree) => Ok(tree_by_number(&tree.index, id)?.map(|entry| Lower::of(tree, entry))),
+    }
+}
+
+fn tree_by_number(index: &index::Index, id: u64) -> crate::error::Result<Option<index::Node>> {
     if let Some(entry) = index.by_number(id)? {
         return Ok(Some(entry));
     }
@@ -74,7 +80,7 @@ impl View {
             return Ok(sys::readlink_at(&*dir, &name)?);
         }
         let lower = self.lower(pin, &node)?.ok_or(Fail(libc::ESTALE))?;
-        Ok(lower.tree.index.target(&lower.entry)?.to_vec())
+        Ok(lower.target()?)
     }
 
     /// The kernel forgot a node `count` times.
@@ -157,15 +163,17 @@ impl View {
         stat: &Stat,
         marks: &Marks,
     ) -> Answer<u64> {
-        let number = lower.entry.number;
+        let number = lower.number();
+        let Entry::Tree(tree, _) = &lower.entry;
         match marks.number {
-            Some(n) if n == number || n == split_number(&lower.tree.index, number)? => Ok(n),
+            Some(n) if n == number || n == split_number(&tree.index, number)? => Ok(n),
             _ => self.number_beside(pin, lower, Some(stat.ino)),
         }
     }
 
     fn number_beside(&self, pin: &Pin, lower: &Lower, host: Option<u64>) -> Answer<u64> {
-        let (entry, index) = (&lower.entry, &lower.tree.index);
+        let Entry::Tree(tree, entry) = &lower.entry;
+        let index = &tree.index;
         let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
         else {
             return Ok(entry.number);
@@ -177,7 +185,7 @@ impl View {
             let parent = index.node(other.parent)?;
             let dir = self.walk(pin, &index.path(&parent)?)?.filter(|d| d.is_dir());
             let Some(dir) = dir else { return Ok(split_number(index, entry.number)?) };
-            let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.entry.at == parent.at);
+            let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.is_at(&parent));
             let has_upper = dir.state().upper.is_some();
             let held = has_upper
                 && match user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)? {
@@ -194,8 +202,8 @@ impl View {
     /// How many paths of the stack show a node that the user layer does not hold.
     pub(crate) fn split_links(&self, pin: &Pin, node: &Node, lower: &Lower) -> Answer<u32> {
         let mut links = 0;
-        for other in lower.tree.index.group(&lower.entry)? {
-            let path = lower.tree.index.path(&other)?;
+        for (parent, name) in lower.group()? {
+            let path = crate::layer::model::join(&parent, &name);
             links += u32::from(self.walk(pin, &path)?.is_some_and(|n| n.id == node.id));
         }
         Ok(links)
@@ -210,7 +218,7 @@ impl View {
         lower: Lower,
         renumber: bool,
     ) -> Answer<Option<Arc<Node>>> {
-        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.entry.format());
+        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.format());
         let generation = pin.0.number;
         let node = loop {
             let node = self.nodes.get_or_add(id, || {
@@ -294,12 +302,12 @@ impl View {
             lower = match &marks.pin {
                 Some(pin_mark) => Some(self.pinned_lower(pin_mark)?),
                 None if marks.opaque => None,
-                None => below.filter(|l| l.entry.is_dir()),
+                None => below.filter(Lower::is_dir),
             };
             id = marks.number.unwrap_or_else(|| born_number(stat));
         } else if marks.follows.is_some() && marks.pin.is_none() {
             // It shows nothing where the stack has nothing of its type to follow.
-            match below.filter(|l| l.entry.format() == format) {
+            match below.filter(|l| l.format() == format) {
                 Some(found) => {
                     id = self.followed_number(pin, &found, stat, &marks)?;
                     lower = Some(found);
@@ -366,23 +374,22 @@ impl View {
                 return Ok(state.lower.clone());
             }
         }
-        let tree = &pin.0.tree;
+        let stack = &pin.0.stack;
         let (number, up) = {
             let state = node.state();
-            (state.lower.as_ref().map_or(node.id, |l| l.entry.number), state.upper.is_some())
+            (state.lower.as_ref().map_or(node.id, Lower::number), state.upper.is_some())
         };
-        let plain = |entry| Lower { tree: tree.clone(), entry, pinned: false };
         let found = if node.id == ROOT {
-            Some(plain(tree.index.node(index::ROOT)?))
+            Some(stack.root()?)
         } else if node.is_dir() && up {
             // In the user layer: it lies over a directory of the same path, if the stack has one.
             let (parent, name) = node.place()?;
             match self.lower(pin, &parent)? {
-                Some(lower) => lower.child(&name)?.filter(|l| l.entry.is_dir()),
+                Some(lower) => lower.child(&name)?.filter(Lower::is_dir),
                 None => None,
             }
         } else {
-            by_number(&tree.index, number)?.map(plain)
+            by_number(stack, number)?
         };
         let mut state = node.state();
         if state.lower_generation > pin.0.number {
@@ -395,7 +402,7 @@ impl View {
                 None if node.is_dir() => {
                     // Who stands in a directory that is not there any more sees it as after rmdir(2).
                     if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
-                        let last = super::attributes::of_lower(node.id, &lower);
+                        let last = lower.attributes(node.id)?;
                         state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
                     }
                 }
@@ -418,7 +425,7 @@ impl View {
         let entry = tree.index.find(path)?.filter(index::Node::is_dir);
         match entry {
             Some(entry) if tree.index.dir_digest(&entry)? == *digest => {
-                Ok(Lower { tree, entry, pinned: true })
+                Ok(Lower { pinned: true, ..Lower::of(&tree, entry) })
             }
             _ => {
                 log::error!("a pin names a directory that version {version} does not have");
@@ -429,7 +436,7 @@ impl View {
 
     /// The tree of a version that something moved stands on.
     pub(crate) fn pinned_tree(&self, version: &Digest) -> Answer<Arc<Tree>> {
-        let current = self.generation.read().tree.clone();
+        let Stack::Version(current) = self.generation.read().stack.clone();
         if current.version == *version {
             return Ok(current);
         }
@@ -561,10 +568,10 @@ impl View {
     fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
         let _names = self.names.read();
         if id < BORN
-            && let Some(entry) = by_number(&pin.0.tree.index, id)?
+            && let Some(lower) = by_number(&pin.0.stack, id)?
         {
-            for name in pin.0.tree.index.group(&entry)? {
-                let path = pin.0.tree.index.path(&name)?;
+            for (parent, name) in lower.group()? {
+                let path = crate::layer::model::join(&parent, &name);
                 if let Some(node) = self.walk(pin, &path)?
                     && node.id == id
                 {

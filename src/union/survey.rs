@@ -380,10 +380,8 @@ impl View {
     fn pin_for_settling(&self, pin: &Pin, node: &Arc<Node>) -> Answer<()> {
         let user = self.writable()?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(()) };
-        let index = &lower.tree.index;
-        let mark =
-            PinMark::Dir(lower.tree.version, index.dir_digest(&lower.entry)?, index.path(&lower.entry)?);
-        user.pin_version(&lower.tree.version)?;
+        let mark = lower.pin_mark()?;
+        user.pin_version(lower.version())?;
         user.marks.set_own(&*self.upper_dir(node)?, "pin", &mark.encode())?;
         if let Some(marks) = &mut node.state().upper {
             marks.pin = Some(mark);
@@ -392,7 +390,8 @@ impl View {
     }
 
     fn complete(&self, pin: &Pin, node: &Arc<Node>, out: &mut Settling, each: &dyn Fn(u64)) -> Answer<()> {
-        let bytes = if node.is_file() && !node.state().owns_content() { self.object_of(node)?.1 } else { 0 };
+        let bytes =
+            if node.is_file() && !node.state().owns_content() { self.content_of(node)?.size() } else { 0 };
         let was = node.state().owns_content();
         self.copy_up(pin, node, Depth::Content)?;
         if !was {

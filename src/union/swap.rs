@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::lower::Tree;
+use super::lower::{Stack, Tree};
 use super::marks::{Found, Namespace, PinMark};
 use super::node::Node;
 use super::resolve::{other_number, split_number};
@@ -300,8 +300,8 @@ impl View {
         let _names = self.names.write();
         let mut current = self.generation.write();
         let number = current.number + 1;
-        *self.before.lock() = Some(current.tree.clone());
-        std::mem::replace(&mut *current, Arc::new(Generation { number, tree }))
+        *self.before.lock() = Some(current.stack.clone());
+        std::mem::replace(&mut *current, Arc::new(Generation { number, stack: Stack::Version(tree) }))
     }
 
     /// Whether no request of an exchanged generation is left.
@@ -414,8 +414,8 @@ impl View {
         if self.is_told(&now) || self.nodes.given_in(node.id, now.0.number) {
             return Ok(());
         }
-        let Some(tree) = self.before.lock().clone() else { return Ok(()) };
-        let before = Pin(Arc::new(Generation { number: now.0.number.saturating_sub(1), tree }));
+        let Some(stack) = self.before.lock().clone() else { return Ok(()) };
+        let before = Pin(Arc::new(Generation { number: now.0.number.saturating_sub(1), stack }));
         match self.child(&before, dir, name)? {
             Some(was) if was.id == node.id => Ok(()),
             _ => Err(Fail(libc::ESTALE)),

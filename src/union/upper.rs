@@ -266,7 +266,8 @@ impl UserLayer {
     }
 
     /// Makes sure that the ledger on disk names a version, before a mark is made that needs its objects.
-    pub fn pin_version(&self, version: &Digest) -> Result<()> {
+    pub fn pin_version(&self, version: Option<Digest>) -> Result<()> {
+        let Some(version) = &version else { return Ok(()) };
         if self.pins.lock().contains(version) {
             return Ok(());
         }

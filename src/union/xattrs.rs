@@ -23,8 +23,8 @@ impl View {
         let lower = self.lower(pin, node)?;
         if self.is_below(node, &lower, name) {
             return Ok(match &lower {
-                Some(l) if self.index_has(l) => l.tree.index.xattr(&l.entry, name)?.map(<[u8]>::to_vec),
-                _ => None,
+                Some(l) => l.xattr(name)?,
+                None => None,
             });
         }
         let user = self.user.as_ref().ok_or(Fail(libc::EIO))?;
@@ -38,10 +38,6 @@ impl View {
     fn is_unreachable(&self, node: &Node) -> bool {
         let state = node.state();
         state.gone && state.file.is_none() && state.kept.is_none()
-    }
-
-    fn index_has(&self, lower: &Lower) -> bool {
-        lower.tree.index.has_xattrs(&lower.entry)
     }
 
     /// Whether an attribute is the stack's (or nobody's) and not the user's.
@@ -74,11 +70,8 @@ impl View {
         let lower = self.lower(pin, node)?;
         let mut out = Vec::new();
         if let Some(l) = &lower {
-            for (name, value) in l.tree.index.xattrs(&l.entry)? {
-                if self.is_below(node, &lower, name) {
-                    out.push((name.to_vec(), value.to_vec()));
-                }
-            }
+            let own = l.xattrs()?;
+            out.extend(own.into_iter().filter(|(name, _)| self.is_below(node, &lower, name)));
         }
         let has_upper = node.state().upper.is_some();
         if has_upper && let Some(user) = &self.user {
