@@ -148,7 +148,9 @@ impl View {
             return match &lower {
                 Some(lower) => {
                     let mut out = lower.attributes(node.id)?;
-                    if node.id != lower.number() && !gone && !node.is_dir() {
+                    if node.state().displaced {
+                        out.nlink = 0;
+                    } else if node.id != lower.number() && !gone && !node.is_dir() {
                         out.nlink = self.split_links(pin, node, lower)?;
                     }
                     Ok(out)

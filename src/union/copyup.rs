@@ -155,8 +155,11 @@ impl View {
         }
         let placed = self.place_prepared(pin, node, &temporary, file, names, &marks, fresh);
         match placed {
-            // The number went with these names; what is left finds its own on each stack.
-            Ok(_) => user.marks.clear(&left, &user.marks.own("ino"))?,
+            // Where the number went with these names, what is left finds its own on each stack.
+            Ok(_) if user.marks.read(&left)?.number == Some(node.id) => {
+                user.marks.clear(&left, &user.marks.own("ino"))?;
+            }
+            Ok(_) => {}
             Err(_) => drop(sys::unlink_at(&user.work, &temporary)),
         }
         placed

@@ -264,6 +264,14 @@ impl View {
     pub fn rmdir(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<()> {
         let user = self.writable()?;
         let dir = self.node(pin, parent)?;
+        {
+            // Before anything is brought up for a removal that cannot be.
+            let _names = self.names.read();
+            let node = self.child(pin, &dir, name)?.ok_or(Fail(libc::ENOENT))?;
+            if node.is_dir() && !self.is_empty_dir(pin, &node)? {
+                return Err(Fail(libc::ENOTEMPTY));
+            }
+        }
         let node = self.prepare_removal(pin, &dir, name)?;
         if !node.is_dir() {
             return Err(Fail(libc::ENOTDIR));

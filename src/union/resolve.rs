@@ -239,6 +239,7 @@ impl View {
             state.shown = state.shown.max(generation);
             if state.lower.is_none() || state.lower_generation < generation {
                 state.lower = Some(lower);
+                state.displaced = false;
                 state.lower_generation = generation;
             }
         }
@@ -398,7 +399,7 @@ impl View {
         }
         if state.lower_generation < pin.0.number {
             match found {
-                Some(lower) => state.lower = Some(lower),
+                Some(lower) => (state.lower, state.displaced) = (Some(lower), false),
                 None if node.is_dir() => {
                     // Who stands in a directory that is not there any more sees it as after rmdir(2).
                     if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
@@ -406,8 +407,7 @@ impl View {
                         state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
                     }
                 }
-                // Old handles of a file keep what they opened.
-                None => {}
+                None => state.displaced = true,
             }
             state.subdirs = None;
             state.lower_generation = pin.0.number;
@@ -526,7 +526,8 @@ impl View {
             let state = node.state();
             state.cached + state.passed > 0
         };
-        if content || !open || !self.is_told(&pin) {
+        // The kernel opens what is no regular file by itself: whoever holds it open is not known here.
+        if content || (node.is_file() && !open) || !self.is_told(&pin) {
             return Err(Fail(libc::ESTALE));
         }
         let last = self.attributes(&pin, node)?;

@@ -375,6 +375,16 @@ impl View {
                     continue;
                 }
             }
+            // Who holds a displaced file open sees that it has no name. The kernel opens by itself what is no regular file.
+            if !same_number {
+                let held = |id: &&u64| {
+                    self.nodes.get(**id).is_some_and(|n| {
+                        let state = n.state();
+                        !n.is_dir() && (!n.is_file() || state.cached + state.passed > 0)
+                    })
+                };
+                out.extend(ids.iter().filter(held).map(|id| Notice::Attributes(*id)));
+            }
             dirs.insert(parent);
             if known && !carries_mount(&change.path, mounts) {
                 // A directory must be dropped, so that working directories in it learn that it is gone. And what was

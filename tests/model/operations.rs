@@ -32,7 +32,7 @@ impl Chance {
 }
 
 /// How many handles a side may hold, and how many mappings, and how many kept file handles.
-pub const HANDLES: usize = 6;
+pub const HANDLES: usize = 4;
 const MAPPINGS: usize = 2;
 const TAKEN: usize = 2;
 /// How many versions there are to swap between.
@@ -163,7 +163,7 @@ impl Operation {
     pub fn random(chance: &mut Chance, known: &[String], kinds: Kinds) -> Operation {
         use Operation as O;
         let path = |c: &mut Chance| -> String {
-            if !known.is_empty() && c.below(10) < 6 {
+            if !known.is_empty() && c.below(10) < 7 {
                 return known[c.below(known.len())].clone();
             }
             let depth = c.pick(&[1, 1, 2, 2, 3]);
@@ -192,7 +192,9 @@ impl Operation {
         if kinds.drop_caches && c.below(8) == 0 {
             return O::DropCaches;
         }
-        match c.below(111) {
+        // Every fourth is on something that may be open.
+        let which = if c.below(4) == 0 { 71 + c.below(40) } else { c.below(111) };
+        match which {
             0..=6 => O::Mkdir(path(c), mode(c)),
             7..=10 => O::Rmdir(inner(c)),
             11..=15 => O::Create(path(c), mode(c)),
@@ -207,7 +209,11 @@ impl Operation {
             52..=54 => O::Chmod(path(c), mode(c)),
             55..=57 => {
                 let mut id = || c.pick(&[None, Some(0), Some(1234), Some(77)]);
-                let (uid, gid) = (id(), id());
+                // Of none at all a FUSE server cannot tell what it is: see SEMANTICS.md.
+                let (uid, gid) = match (id(), id()) {
+                    (None, None) => (Some(0), None),
+                    some => some,
+                };
                 O::Chown(path(c), uid, gid)
             }
             58..=59 => {
@@ -232,7 +238,7 @@ impl Operation {
                 ]);
                 O::Mknod(path(c), kind | 0o640, major, minor)
             }
-            71..=77 => O::Open(
+            71..=78 => O::Open(
                 slot,
                 path(c),
                 c.pick(&[
@@ -248,8 +254,8 @@ impl Operation {
                     libc::O_RDONLY | libc::O_DIRECTORY,
                 ]),
             ),
-            78 => O::Close(slot),
-            79..=81 => O::Stat(slot),
+            79 => O::Close(slot),
+            80..=81 => O::Stat(slot),
             82..=83 => O::ReadAt(slot, offset(c), length(c)),
             84..=86 => O::WriteAt(slot, offset(c), byte(c), length(c)),
             87 => O::Resize(slot, c.pick(&[0, 7, 6000])),
