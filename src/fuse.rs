@@ -131,7 +131,9 @@ fn empty(result: Answer<()>, reply: ReplyEmpty) {
 }
 
 fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+    // An id-mapped mount says who asks only where something is made. Whether it is root can be seen elsewhere.
+    let hidden = req.uid() == u32::MAX && crate::sys::process::is_roots(req.pid());
+    Caller { uid: if hidden { 0 } else { req.uid() }, gid: req.gid(), pid: req.pid() }
 }
 
 fn kind(format: u32) -> FileType {
@@ -481,7 +483,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -493,7 +495,7 @@ impl Filesystem for Adapter {
     ) {
         self.changing();
         let pin = self.view.pin();
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
         match self.view.write(&pin, fh.0, offset, data, kill) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(e)),
@@ -656,7 +658,8 @@ impl Filesystem for Adapter {
         let how = match flags {
             libc::XATTR_CREATE => Set::Create,
             libc::XATTR_REPLACE => Set::Replace,
-            _ => Set::Any,
+            0 => Set::Any,
+            _ => Set::Both,
         };
         if value.len() > VALUE_MAX {
             return reply.error(Errno::E2BIG);
@@ -741,21 +744,82 @@ impl Filesystem for Adapter {
         _req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
-        _flags: IoctlFlags,
+        flags: IoctlFlags,
         cmd: u32,
-        _in_data: &[u8],
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // FS_IOC_GETFLAGS and its 32-bit twin.
-        const GETFLAGS: [u32; 2] = [0x8008_6601, 0x8004_6601];
-        if !GETFLAGS.contains(&cmd) {
-            return reply.error(Errno::ENOTTY);
-        }
-        match self.view.get_flags(fh.0) {
-            Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+        let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
+        let set = |flags: u32| {
+            self.changing();
+            let pin = self.view.pin();
+            let result = self.view.set_flags(&pin, fh.0, is_dir, flags);
+            let _ = self.wake.send(());
+            result.map(|()| Vec::new())
+        };
+        let get = || self.view.get_flags(fh.0, is_dir);
+        let result = match (cmd, in_data) {
+            (inode_flags::GET | inode_flags::GET_32, _) => get().map(|f| f.to_ne_bytes().to_vec()),
+            (inode_flags::SET | inode_flags::SET_32, [a, b, c, d, ..]) => {
+                set(u32::from_ne_bytes([*a, *b, *c, *d]))
+            }
+            (inode_flags::GET_EXTENDED, _) => get().map(inode_flags::extended),
+            (inode_flags::SET_EXTENDED, data) => {
+                get().and_then(|now| set(inode_flags::of_extended(now, data)?))
+            }
+            _ => Err(Fail(libc::ENOTTY)),
+        };
+        match result {
+            Ok(out) => reply.ioctl(0, &out),
             Err(e) => reply.error(errno(e)),
         }
+    }
+}
+
+/// Inode flags as requests carry them: in the old form, and in the extended one that the kernel asks for before it
+/// sets any (`struct fsxattr`: flags, four numbers that are 0 here, 8 bytes of padding).
+mod inode_flags {
+    use crate::sys::fs as sys;
+    use crate::union::{Answer, Fail};
+
+    /// `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, and as 32-bit programs call them.
+    pub const GET: u32 = 0x8008_6601;
+    pub const GET_32: u32 = 0x8004_6601;
+    pub const SET: u32 = 0x4008_6602;
+    pub const SET_32: u32 = 0x4004_6602;
+    /// `FS_IOC_FSGETXATTR`, `FS_IOC_FSSETXATTR`.
+    pub const GET_EXTENDED: u32 = 0x801c_581f;
+    pub const SET_EXTENDED: u32 = 0x401c_5820;
+
+    /// Old form, `FS_XFLAG_*`.
+    const PAIRS: [(u32, u32); 5] = [
+        (sys::FLAG_IMMUTABLE, 0x8),
+        (sys::FLAG_APPEND, 0x10),
+        (sys::FLAG_SYNC, 0x20),
+        (sys::FLAG_NOATIME, 0x40),
+        (sys::FLAG_NODUMP, 0x80),
+    ];
+
+    /// The extended form of flags.
+    pub fn extended(flags: u32) -> Vec<u8> {
+        let bits = PAIRS.iter().filter(|(old, _)| flags & old != 0).fold(0, |bits, (_, new)| bits | new);
+        let mut out = u32::to_ne_bytes(bits).to_vec();
+        out.resize(28, 0);
+        out
+    }
+
+    /// The flags of something that has the flags `now`, once the extended form is set.
+    pub fn of_extended(now: u32, data: &[u8]) -> Answer<u32> {
+        let (bits, rest) = data.split_first_chunk().ok_or(Fail(libc::EINVAL))?;
+        let mut bits = u32::from_ne_bytes(*bits);
+        let mut flags = now;
+        for (old, new) in PAIRS {
+            flags = if bits & new != 0 { flags | old } else { flags & !old };
+            bits &= !new;
+        }
+        // Projects, extent sizes and whatever else there is.
+        if bits != 0 || rest.iter().any(|b| *b != 0) { Err(Fail(libc::EOPNOTSUPP)) } else { Ok(flags) }
     }
 }
 
@@ -771,6 +835,21 @@ fn answer_xattr(value: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn inode_flags_have_two_forms() {
+        use crate::sys::fs::{FLAG_APPEND, FLAG_DIRSYNC, FLAG_IMMUTABLE};
+        let form = inode_flags::extended(FLAG_IMMUTABLE | FLAG_DIRSYNC);
+        assert_eq!((form.len(), form.first()), (28, Some(&8)));
+        assert_eq!(
+            inode_flags::of_extended(FLAG_APPEND | FLAG_DIRSYNC, &form),
+            Ok(FLAG_IMMUTABLE | FLAG_DIRSYNC)
+        );
+        let mut project = form.clone();
+        project[12] = 1;
+        assert_eq!(inode_flags::of_extended(0, &project), Err(Fail(libc::EOPNOTSUPP)));
+        assert_eq!(inode_flags::of_extended(0, &form[..3]), Err(Fail(libc::EINVAL)));
+    }
 
     #[test]
     fn times_and_device_numbers_survive_the_translation() {

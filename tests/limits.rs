@@ -41,12 +41,43 @@ fn blocks_are_shared_by_copy_file_range_and_not_by_ficlone() {
 }
 
 #[test]
-fn inode_flags_are_read_and_not_set() {
+fn a_file_of_the_stack_in_an_immutable_directory_cannot_be_written() {
+    let fill = |base: &Path| {
+        fs::create_dir(base.join("dir")).expect("directory");
+        fs::write(base.join("dir/file"), "content").expect("file");
+    };
+    desk("", fill, |d| {
+        d.sh("chattr +i dir");
+        // On ext4 it can: the flag is about the names. Here the copy of the file would be a new name on the disk.
+        let written = fs::write(d.at("dir/file"), "mine");
+        d.sh("chattr -i dir");
+        assert_eq!(written.expect_err("written").raw_os_error(), Some(libc::EPERM));
+        fs::write(d.at("dir/file"), "mine").expect("written without the flag");
+    });
+}
+
+#[test]
+fn inode_flags_are_on_or_off_and_have_no_project() {
     desk("", a_file, |d| {
-        let file = File::create(d.at("mine")).expect("file");
-        let flags = rustix::fs::ioctl_getflags(&file).expect("flags");
-        let immutable = flags | rustix::fs::IFlags::IMMUTABLE;
-        assert!(rustix::fs::ioctl_setflags(&file, immutable).is_err());
+        let refused = common::sh(&d.mnt, "chattr -p 5 file || chattr +P .");
+        assert_ne!(refused.code, Some(0), "{}", refused.err());
+    });
+}
+
+#[test]
+fn holes_of_small_files_of_the_stack_are_data() {
+    let sparse = |base: &Path| {
+        for (name, len) in [("small", 200 << 10), ("large", 1 << 20)] {
+            let file = File::create(base.join(name)).expect("file");
+            file.set_len(len).expect("length");
+        }
+    };
+    desk("", sparse, |d| {
+        let hole = |name: &str| {
+            let file = File::open(d.at(name)).expect("file");
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).expect("seek")
+        };
+        assert_eq!((hole("small"), hole("large")), (200 << 10, 0));
     });
 }
 

@@ -85,6 +85,11 @@ pub enum Command {
     Mount(Mount),
     /// Unmount a desktop, or whatever of reroot's is mounted at a path
     Umount(Umount),
+    /// Mount plain directories as layers, with the options of overlayfs and fuse-overlayfs
+    ///
+    /// No store is needed: the directories are read as they are. Without upperdir= nothing can be changed.
+    #[command(version)]
+    Overlay(Overlay),
     /// List desktops
     Desktops(Desktops),
     /// Show a desktop's state
@@ -106,6 +111,12 @@ pub enum Command {
     /// Run one mount's daemon
     #[command(hide = true)]
     Serve,
+    /// What mount(8) runs as mount.fuse.reroot
+    #[command(hide = true, disable_help_flag = true)]
+    MountHelper(Helper),
+    /// What umount(8) runs as umount.fuse.reroot
+    #[command(hide = true, disable_help_flag = true)]
+    UmountHelper(Helper),
     /// Hold a user name space for an id-mapped mount
     #[command(hide = true, name = "hold-user-namespace")]
     HoldUserNamespace,
@@ -289,6 +300,32 @@ pub struct Mount {
     /// How it is mounted.
     #[command(flatten)]
     pub how: MountHow,
+}
+
+/// `overlay`
+#[derive(Debug, Args)]
+pub struct Overlay {
+    /// lowerdir=TOP:…:BOTTOM, upperdir=DIR and workdir=DIR, userxattr, oci_whiteouts, and options as for mount(8), joined
+    /// with commas
+    #[arg(short, value_name = "OPTIONS", required = true)]
+    pub options: Vec<String>,
+    /// Stay until it is unmounted
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Log more
+    #[arg(short, long)]
+    pub debug: bool,
+    /// Where it is attached
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+}
+
+/// The arguments of a mount helper, which mount(8) makes.
+#[derive(Debug, Args)]
+pub struct Helper {
+    /// As they are
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
 }
 
 /// `umount`

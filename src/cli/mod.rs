@@ -11,6 +11,7 @@ mod history;
 mod images;
 mod import;
 mod mounts;
+mod overlay;
 mod progress;
 mod show;
 mod swap;
@@ -64,6 +65,13 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
             crate::daemon::serve()?;
             return Ok(0);
         }
+        // These belong to no store.
+        Command::Overlay(a) => {
+            ui::begin_log(&cli.global);
+            return overlay::overlay(ui, a);
+        }
+        Command::MountHelper(a) => return overlay::mount_helper(&cli.global, a),
+        Command::UmountHelper(a) => return overlay::umount_helper(&cli.global, a),
         _ => {}
     }
     ui::begin_log(&cli.global);
@@ -95,7 +103,11 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
         Command::Changes(a) => user_layer::changes(ui, store, a),
         Command::Upgrade(a) => swap::upgrade(ui, store, a),
         Command::Rollback(a) => swap::rollback(ui, store, a),
-        Command::Serve | Command::HoldUserNamespace => Ok(0),
+        Command::Serve
+        | Command::HoldUserNamespace
+        | Command::Overlay(_)
+        | Command::MountHelper(_)
+        | Command::UmountHelper(_) => Ok(0),
     }
 }
 

@@ -52,7 +52,11 @@ pub fn umount(ui: &Ui, store: &Store, args: &Umount) -> Done {
             args.target
         )));
     };
-    let entry = daemon::unmount(store, target)?;
+    let entry = if target.contains('/') || store.desktop(target).is_err() && Path::new(target).is_dir() {
+        daemon::unmount_path(Some(store), Path::new(target))?
+    } else {
+        daemon::unmount(store, target)?
+    };
     answer(ui, &entry, "is not mounted any more at")?;
     Ok(0)
 }
@@ -66,6 +70,9 @@ fn answer(ui: &Ui, entry: &MountEntry, verb: &str) -> Result<()> {
             }
             out
         },
-        |out| out.line(format!("{} {verb} {}", entry.id, entry.mountpoint.display())),
+        |out| {
+            let name = if entry.id.starts_with(".overlay-") { "the view" } else { &entry.id };
+            out.line(format!("{name} {verb} {}", entry.mountpoint.display()));
+        },
     )
 }

@@ -53,6 +53,12 @@ pub enum Told {
 /// since a socket's path may have 107 bytes at most.
 pub fn socket_path(store: &Store, id: &str) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
+    let name = Digest::of(&[store.root().as_os_str().as_bytes(), b"\0", id.as_bytes()].concat()).short();
+    Ok(runtime_dir()?.join(format!("{name}.sock")))
+}
+
+/// The directory for what lives as long as a mount. Only its user can enter it.
+pub fn runtime_dir() -> Result<PathBuf> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     let dir = if process::is_root() {
         PathBuf::from("/run/reroot")
@@ -67,8 +73,7 @@ pub fn socket_path(store: &Store, id: &str) -> Result<PathBuf> {
     if !found.is_dir() || found.uid() != process::uid() || found.mode() & 0o022 != 0 {
         return Err(Error::Refused(format!("{} belongs to somebody else; remove it", dir.display())));
     }
-    let name = Digest::of(&[store.root().as_os_str().as_bytes(), b"\0", id.as_bytes()].concat()).short();
-    Ok(dir.join(format!("{name}.sock")))
+    Ok(dir)
 }
 
 /// Listens until it is dropped.

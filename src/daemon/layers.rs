@@ -18,7 +18,7 @@ use crate::sys::fs as sys;
 use crate::union::lower::{Objects, Stack, Tree};
 use crate::union::survey::{lay_over, letters, open_for_reading};
 use crate::union::upper::UserLayer;
-use crate::union::{Data, Settings, View};
+use crate::union::{Data, Library, Settings, View};
 
 /// The state that the desktop shows, or that its next mount will show: a swap that was cut off counts as done.
 fn shown_state(store: &Store, desktop: &Desktop) -> Result<State> {
@@ -84,13 +84,13 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     let tree = Tree::open(store, &state.current.version)?;
     let user = UserLayer::open(desktop)?;
     let objects = Objects::open(store)?;
-    let settings = Settings { read_only: false, data: Data::Coherent };
+    let settings = Settings { read_only: false, data: Data::Coherent, metacopy: true };
     let io = |e: crate::union::Fail| {
         Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0))
     };
+    let library = Some(Library { store: store.clone(), objects });
     let view =
-        View::new(store.clone(), objects, Some(user), Stack::Version(tree), state.generation, settings)
-            .map_err(io)?;
+        View::new(library, Some(user), Stack::Version(tree), state.generation, settings).map_err(io)?;
     progress.begin("settling", None);
     let mut at = Vec::new();
     let done = view.settle(&mut at, &|bytes| progress.advance(1, bytes)).map_err(|e| {

@@ -28,7 +28,7 @@ enum Word {
 /// Mounts. With `foreground` it returns when the mount has ended; without, when the view answers, with the
 /// daemon in the background.
 pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
-    let store = Store::open(&request.store)?;
+    let store = super::overlay::home(request)?;
     if foreground {
         log_to(None);
         let mut entry = None;
@@ -106,6 +106,7 @@ fn log_path(store: &Store, request: &MountRequest) -> Result<PathBuf> {
     Ok(match &request.subject {
         Subject::Desktop(name) => store.desktop(name)?.dir().join("daemon.log"),
         Subject::Version { .. } => store.path("mounts").join("inspect.log"),
+        Subject::Directories(_) => store.path("mounts").join("overlay.log"),
     })
 }
 
@@ -138,7 +139,50 @@ fn is_dead(point: &Path) -> bool {
 
 fn is_ours(point: &Path) -> bool {
     let table = sys::table().unwrap_or_default();
-    table.iter().rfind(|l| l.point == point).is_some_and(|l| l.fstype == "fuse.reroot")
+    let top = table.iter().rfind(|l| l.point == point);
+    top.is_some_and(|l| l.fstype == "fuse.reroot" || l.fstype == "fuse" && is_listed(point))
+}
+
+/// Whether a mount of directories that shows no subtype says that it stands there.
+fn is_listed(point: &Path) -> bool {
+    let listed = || super::overlay::registry()?.mounts();
+    listed().unwrap_or_default().iter().any(|e| e.mountpoint == point)
+}
+
+/// Unmounts what is attached at a path, whatever it shows.
+pub fn unmount_path(store: Option<&Store>, point: &Path) -> Result<MountEntry> {
+    let target = point.to_str().ok_or_else(|| Error::Usage(format!("{} is not UTF-8", point.display())))?;
+    // A name without a slash would be a desktop's.
+    let target = if target.contains('/') { target.to_string() } else { format!("./{target}") };
+    match (unmount(&super::overlay::registry()?, &target), store) {
+        (Err(Error::Nothing(_) | Error::Usage(_)), Some(store)) => unmount(store, &target),
+        (result, _) => result,
+    }
+}
+
+/// Detaches a mount of ours from its place; its daemon goes on until the last user is gone.
+pub fn detach_lazily(point: &Path) -> Result<()> {
+    let point = std::path::absolute(point).at("finding the mount point", point)?;
+    if !is_ours(&point) {
+        return Err(Error::Nothing(format!("nothing of reroot's is mounted at {}", point.display())));
+    }
+    detach(&point, true)
+}
+
+/// Changes the flags of a running mount: read-only or not, access times, and what has an effect in it. No option that
+/// says what it shows can be changed.
+pub fn remount(point: &Path, options: &super::MountOptions) -> Result<()> {
+    let point = point.canonicalize().at("finding the mount point", point)?;
+    if !is_ours(&point) {
+        return Err(Error::Nothing(format!("nothing of reroot's is mounted at {}", point.display())));
+    }
+    sys::remount(&point, options.attributes()).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => Error::Failed(format!(
+            "{} is in use for writing (fuser -vm {0} lists by whom); it stays as it is",
+            point.display()
+        )),
+        _ => Error::Io(format!("remounting {}", point.display()), e),
+    })
 }
 
 fn detach(point: &Path, lazy: bool) -> Result<()> {

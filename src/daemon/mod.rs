@@ -7,6 +7,7 @@ mod control;
 mod layers;
 mod life;
 pub mod options;
+pub mod overlay;
 mod session;
 mod swap;
 
@@ -19,7 +20,7 @@ use crate::store::desktops::Choice;
 
 pub use crate::union::swap::{Case, Conflict};
 pub use layers::{changes, commit, settle, user_layer_bytes};
-pub use life::{mount, serve, unmount};
+pub use life::{detach_lazily, mount, remount, serve, unmount, unmount_path};
 pub use options::MountOptions;
 pub use swap::swap;
 
@@ -35,6 +36,25 @@ pub enum Subject {
         /// How people name it.
         name: String,
     },
+    /// Plain directories.
+    Directories(Layers),
+}
+
+/// Plain directories to mount, by absolute paths without symbolic links.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layers {
+    /// Read-only; the topmost first.
+    pub lower: Vec<PathBuf>,
+    /// Where changes are written, and where they are prepared, in the same file system. Nothing can be changed where
+    /// there is none.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// Marks are called `user.overlay.` and not `trusted.overlay.`.
+    pub user_xattr: bool,
+    /// Files come up without their content where only their attributes or names change. Who reads the upper directory
+    /// must know that, as for the kernel's overlayfs.
+    pub metacopy: bool,
+    /// The `.wh.` names of OCI layers are whiteouts.
+    pub oci_whiteouts: bool,
 }
 
 /// One mount to make.

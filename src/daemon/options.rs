@@ -29,6 +29,14 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Access times stay as they are.
     pub noatime: bool,
+    /// Access times move at every access.
+    pub strictatime: bool,
+    /// Those of directories stay as they are.
+    pub nodiratime: bool,
+    /// The source that the mount table shows; that of the subject where there is none.
+    pub source: Option<String>,
+    /// The mount table shows `fuse.reroot`, not `fuse`.
+    pub subtype: bool,
     /// Others than the mounter may use it.
     pub allow_other: bool,
     /// The kernel checks permission bits.
@@ -50,6 +58,10 @@ impl Default for MountOptions {
             nodev: false,
             noexec: false,
             noatime: false,
+            strictatime: false,
+            nodiratime: false,
+            source: None,
+            subtype: true,
             allow_other: root,
             default_permissions: true,
             data: DataMode::Auto,
@@ -70,7 +82,7 @@ impl MountOptions {
         Ok(out)
     }
 
-    fn set(&mut self, word: &str) -> Result<()> {
+    pub(super) fn set(&mut self, word: &str) -> Result<()> {
         match word {
             "defaults" => *self = MountOptions::default(),
             "ro" => self.read_only = true,
@@ -81,8 +93,13 @@ impl MountOptions {
             "dev" => self.nodev = false,
             "noexec" => self.noexec = true,
             "exec" => self.noexec = false,
-            "noatime" => self.noatime = true,
-            "atime" | "relatime" => self.noatime = false,
+            "noatime" => (self.noatime, self.strictatime) = (true, false),
+            "strictatime" => (self.noatime, self.strictatime) = (false, true),
+            "atime" => self.noatime = false,
+            "relatime" | "norelatime" | "nostrictatime" => (self.noatime, self.strictatime) = (false, false),
+            "nodiratime" => self.nodiratime = true,
+            "diratime" => self.nodiratime = false,
+            "no_subtype" => self.subtype = false,
             "allow_other" => self.allow_other = true,
             "default_permissions" => self.default_permissions = true,
             "data=auto" => self.data = DataMode::Auto,
@@ -91,12 +108,14 @@ impl MountOptions {
             "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser" | "users" | "owner" | "group" => {}
             _ if word.starts_with("x-") || word.starts_with("X-") || word.starts_with("comment=") => {}
             _ => match word.split_once('=') {
+                Some(("fsname", name)) if !name.is_empty() => self.source = Some(name.into()),
                 Some(("uidmap", ranges)) => self.uid_map = parse_ranges(word, ranges)?,
                 Some(("gidmap", ranges)) => self.gid_map = parse_ranges(word, ranges)?,
                 _ => {
                     return Err(Error::Usage(format!(
-                        "unknown mount option {word:?}; known are ro, rw, nosuid, nodev, noexec, noatime, allow_other, \
-                         default_permissions, data=auto|passthrough|coherent, uidmap=DISK:VIEW:COUNT, gidmap=…"
+                        "unknown mount option {word:?}; known are ro, rw, nosuid, nodev, noexec, noatime, relatime, \
+                         strictatime, nodiratime, allow_other, default_permissions, fsname=NAME, no_subtype, \
+                         data=auto|passthrough|coherent, uidmap=DISK:VIEW:COUNT, gidmap=…"
                     )));
                 }
             },
@@ -113,6 +132,8 @@ impl MountOptions {
             (self.nodev, libc::MOUNT_ATTR_NODEV),
             (self.noexec, libc::MOUNT_ATTR_NOEXEC),
             (self.noatime, libc::MOUNT_ATTR_NOATIME),
+            (self.strictatime, libc::MOUNT_ATTR_STRICTATIME),
+            (self.nodiratime, libc::MOUNT_ATTR_NODIRATIME),
         ] {
             if is {
                 bits |= bit;
@@ -123,7 +144,7 @@ impl MountOptions {
 }
 
 /// Ranges of ids: `DISK:VIEW:COUNT`, several joined with `+`.
-fn parse_ranges(word: &str, text: &str) -> Result<Vec<(u32, u32, u32)>> {
+pub(super) fn parse_ranges(word: &str, text: &str) -> Result<Vec<(u32, u32, u32)>> {
     let read = |part: &str| {
         let mut numbers = part.split(':').map(|n| n.parse::<u32>().ok());
         match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {

@@ -16,17 +16,20 @@ use parking_lot::Mutex;
 
 use super::control;
 use super::options::DataMode;
-use super::{MountRequest, Subject};
+use super::{Layers, MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
 use crate::fuse::Adapter;
 use crate::store::desktops::Desktop;
 use crate::store::mounts::{MountClaim, MountEntry};
 use crate::store::{Digest, Store};
+use crate::sys::lock::Lock;
 use crate::sys::{mount, process};
+use crate::union::directories::Directories;
 use crate::union::lower::{Objects, Stack, Tree};
+use crate::union::marks::Namespace;
 use crate::union::swap::Notice;
 use crate::union::upper::UserLayer;
-use crate::union::{Data, Generation, Settings, View};
+use crate::union::{Data, Generation, Library, Settings, View};
 
 /// Threads that serve requests. More than cores, since a request may wait for the disk.
 const THREADS: usize = 10;
@@ -95,6 +98,7 @@ fn mount_id(subject: &Subject) -> String {
         Subject::Desktop(name) => name.clone(),
         // Dots never begin a desktop's name, so these cannot meet one.
         Subject::Version { .. } => format!(".inspect-{}", process_id()),
+        Subject::Directories(_) => format!(".overlay-{}", process_id()),
     }
 }
 
@@ -102,8 +106,9 @@ fn process_id() -> u32 {
     std::process::id()
 }
 
-/// Refuses a mount point that would make the daemon wait for itself, or that is taken.
-pub fn check_mountpoint(store: &Store, point: &Path, others: &[PathBuf]) -> Result<PathBuf> {
+/// Refuses a mount point that would make the daemon wait for itself, or that is taken unless it is to cover what
+/// is there.
+pub fn check_mountpoint(point: &Path, others: &[PathBuf], over_others: bool) -> Result<PathBuf> {
     let real = match point.canonicalize() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::Usage(format!(
@@ -121,7 +126,8 @@ pub fn check_mountpoint(store: &Store, point: &Path, others: &[PathBuf]) -> Resu
     if !real.is_dir() {
         return Err(Error::Usage(format!("the mount point {} is not a directory", point.display())));
     }
-    if let Some(line) = mount::table().doing("reading the mount table")?.iter().rfind(|l| l.point == real) {
+    let table = mount::table().doing("reading the mount table")?;
+    if let Some(line) = table.iter().rfind(|l| l.point == real && !over_others) {
         return Err(Error::Failed(format!(
             "{} is busy: {} ({}) is mounted there; unmount it first",
             point.display(),
@@ -129,7 +135,7 @@ pub fn check_mountpoint(store: &Store, point: &Path, others: &[PathBuf]) -> Resu
             line.fstype
         )));
     }
-    for part in [store.root().to_path_buf()].iter().chain(others) {
+    for part in others {
         if part.starts_with(&real) || real.starts_with(part) {
             return Err(Error::Usage(format!(
                 "the mount point {} and {} lie within each other; mount elsewhere",
@@ -143,11 +149,11 @@ pub fn check_mountpoint(store: &Store, point: &Path, others: &[PathBuf]) -> Resu
 
 /// Serves a mount until it ends. `ready` is told once the mount is attached.
 pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<()> {
-    let store = Store::open(&request.store)?;
+    let store = super::overlay::home(request)?;
     let id = mount_id(&request.subject);
     let desktop = match &request.subject {
         Subject::Desktop(name) => Some(store.desktop(name)?),
-        Subject::Version { .. } => None,
+        _ => None,
     };
     let claim = store.claim_mount(&id)?.ok_or_else(|| {
         let place = store.mounted(&id).ok().flatten().map(|e| format!(" at {}", e.mountpoint.display()));
@@ -159,37 +165,10 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
 
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;
-    let (version, generation, user) = match &desktop {
-        Some(desktop) => {
-            let held = desktop.lock()?;
-            let mut state = desktop.state()?;
-            if state.complete_pending() {
-                log::info!("finishing the swap to {}", state.current.version);
-                desktop.write_state(&state, &held)?;
-            }
-            let user = if request.options.read_only && !writable(desktop)? {
-                return Err(Error::Failed(format!(
-                    "the user layer of {} cannot be read for a read-only mount",
-                    desktop.name
-                )));
-            } else {
-                UserLayer::open(desktop)?
-            };
-            (state.current.version, state.generation, Some(user))
-        }
-        None => match &request.subject {
-            Subject::Version { version, .. } => (*version, 0, None),
-            Subject::Desktop(_) => return Err(Error::Failed("no such desktop".into())),
-        },
-    };
-    let mut others = Vec::new();
-    if let Some(desktop) = &desktop {
-        others.push(desktop.layer_home()?);
-    }
-    let point = check_mountpoint(&store, &request.mountpoint, &others)?;
-    let tree = Tree::open(&store, &version)?;
+    let shown = shown(request, &store, desktop.as_ref())?;
     let settings = Settings {
-        read_only: request.options.read_only || user.is_none(),
+        // `ro` is the kernel's to keep, so that a remount can change it.
+        read_only: shown.user.is_none(),
         data: match request.options.data {
             // The kernel takes backing files from root only.
             _ if !process::is_root() => Data::Coherent,
@@ -197,14 +176,15 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
             DataMode::Passthrough => Data::Passthrough,
             DataMode::Coherent => Data::Coherent,
         },
+        metacopy: shown.metacopy,
     };
-    let objects = Objects::open(&store)?;
-    if !objects.sealed {
+    if !shown.sealed {
         log::warn!(
-            "not root: objects are read without a read-only mount clone, and nothing goes past the daemon"
+            "not root: what lies below is read without a read-only mount clone, and nothing goes past the daemon"
         );
     }
-    let view = View::new(store.clone(), objects, user, Stack::Version(tree), generation, settings)
+    let point = shown.point;
+    let view = View::new(shown.library, shown.user, shown.stack, shown.generation, settings)
         .map_err(|e| Error::Io("opening the view".into(), std::io::Error::from_raw_os_error(e.0)))?;
     let view = Arc::new(view);
 
@@ -215,7 +195,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         mountpoint: point.clone(),
         pid: process_id(),
         socket: socket.clone(),
-        versions: [version].into(),
+        versions: shown.version.into_iter().collect(),
     };
     claim.describe(&entry)?;
     drop(in_use);
@@ -224,8 +204,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let (wake, woken) = mpsc::channel();
     let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
     let adapter = Adapter::new(view.clone(), dirty.clone(), wake, map_ids);
-    let (session, attach, device) =
-        make_session(request, adapter, &point, &source(&request.subject), map_ids)?;
+    let (session, attach, device) = make_session(request, adapter, &point, &source(request), map_ids)?;
     let running = Arc::new(Running {
         store: store.clone(),
         desktop,
@@ -265,18 +244,110 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     }
     // Other threads may still hold the claim; it ends with this process.
     running.claim.withdraw();
+    drop(shown.work);
     log::info!("{id} is unmounted");
     result.doing("serving the mount")
 }
 
-fn writable(desktop: &Desktop) -> Result<bool> {
-    Ok(desktop.user_layer()?.is_dir())
+/// What a mount shows, opened, and where.
+struct Shown {
+    point: PathBuf,
+    stack: Stack,
+    library: Option<Library>,
+    user: Option<UserLayer>,
+    version: Option<Digest>,
+    generation: u64,
+    /// The kernel itself refuses writes to what lies below.
+    sealed: bool,
+    /// See [`Settings::metacopy`].
+    metacopy: bool,
+    /// Held while the mount runs.
+    work: Option<Lock>,
 }
 
-fn source(subject: &Subject) -> String {
-    match subject {
-        Subject::Desktop(name) => name.clone(),
-        Subject::Version { name, .. } => name.clone(),
+fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Result<Shown> {
+    let (version, generation, user) = match (&request.subject, desktop) {
+        (Subject::Directories(layers), _) => return shown_directories(request, store, layers),
+        (Subject::Version { version, .. }, _) => (*version, 0, None),
+        (Subject::Desktop(_), Some(desktop)) => {
+            let held = desktop.lock()?;
+            let mut state = desktop.state()?;
+            if state.complete_pending() {
+                log::info!("finishing the swap to {}", state.current.version);
+                desktop.write_state(&state, &held)?;
+            }
+            let user = if request.options.read_only && !desktop.user_layer()?.is_dir() {
+                return Err(Error::Failed(format!(
+                    "the user layer of {} cannot be read for a read-only mount",
+                    desktop.name
+                )));
+            } else {
+                UserLayer::open(desktop)?
+            };
+            (state.current.version, state.generation, Some(user))
+        }
+        (Subject::Desktop(_), None) => return Err(Error::Failed("no such desktop".into())),
+    };
+    let mut others = vec![store.root().to_path_buf()];
+    if let Some(desktop) = desktop {
+        others.push(desktop.layer_home()?);
+    }
+    let point = check_mountpoint(&request.mountpoint, &others, false)?;
+    let stack = Stack::Version(Tree::open(store, &version)?);
+    let objects = Objects::open(store)?;
+    let sealed = objects.sealed;
+    let library = Some(Library { store: store.clone(), objects });
+    Ok(Shown {
+        point,
+        stack,
+        library,
+        user,
+        version: Some(version),
+        generation,
+        sealed,
+        metacopy: true,
+        work: None,
+    })
+}
+
+fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> Result<Shown> {
+    let layers = &super::overlay::check(layers)?;
+    let mut others = vec![store.root().to_path_buf()];
+    others.extend(layers.upper.iter().flat_map(|(upper, work)| [upper.clone(), work.clone()]));
+    let marks = Namespace::over_directories(layers.user_xattr);
+    // Opened before the mount is attached: a private clone of a layer's mount does not show what is attached later.
+    let stack = Directories::open(&layers.lower, marks, layers.oci_whiteouts)?;
+    if !stack.sealed {
+        others.extend(layers.lower.iter().cloned());
+    }
+    let point = check_mountpoint(&request.mountpoint, &others, true)?;
+    let (mut user, mut held) = (None, None);
+    if let Some((upper, work)) = &layers.upper {
+        held = Some(super::overlay::claim_work(work)?);
+        super::overlay::note_mount_point(work, &point)?;
+        user = Some(UserLayer::over_directories(upper, work, marks)?);
+    }
+    let sealed = stack.sealed;
+    let stack = Stack::Directories(Arc::new(stack));
+    Ok(Shown {
+        point,
+        stack,
+        library: None,
+        user,
+        version: None,
+        generation: 0,
+        sealed,
+        metacopy: layers.metacopy,
+        work: held,
+    })
+}
+
+fn source(request: &MountRequest) -> String {
+    match (&request.options.source, &request.subject) {
+        (Some(source), _) => source.clone(),
+        (None, Subject::Desktop(name)) => name.clone(),
+        (None, Subject::Version { name, .. }) => name.clone(),
+        (None, Subject::Directories(_)) => "reroot".into(),
     }
 }
 
@@ -301,8 +372,10 @@ fn make_session(
         if map_ids {
             return Err(Error::Refused("mapping ids needs root".into()));
         }
-        config.mount_options =
-            vec![MountOption::FSName(source.into()), MountOption::Subtype("reroot".into())];
+        config.mount_options = vec![MountOption::FSName(source.into())];
+        if options.subtype {
+            config.mount_options.push(MountOption::Subtype("reroot".into()));
+        }
         for (is, option) in [
             (options.default_permissions, MountOption::DefaultPermissions),
             (options.read_only, MountOption::RO),
@@ -320,7 +393,7 @@ fn make_session(
     }
     let how = mount::FuseMount {
         source: source.into(),
-        subtype: Some("reroot".into()),
+        subtype: options.subtype.then(|| "reroot".into()),
         allow_other: options.allow_other,
         default_permissions: options.default_permissions,
         attributes: options.attributes(),

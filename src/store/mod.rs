@@ -82,6 +82,13 @@ impl Store {
         Ok(store)
     }
 
+    /// A directory that only lists mounts (see [`mounts`]): of those that show nothing of a store.
+    pub fn mounts_only(root: &Path) -> Result<Store> {
+        let mounts = root.join("mounts");
+        fs::create_dir_all(&mounts).at("making", &mounts)?;
+        Ok(Store { root: root.canonicalize().at("finding", root)? })
+    }
+
     fn make(&self) -> Result<()> {
         let first = fs::read_dir(&self.root).at("reading", &self.root)?.flatten().find(|e| {
             let name = e.file_name();

@@ -55,6 +55,10 @@ pub struct Stat {
     pub ctime: Time,
     /// Birth, zero where the file system does not keep it.
     pub btime: Time,
+    /// Nobody may change it (`FS_IMMUTABLE_FL`).
+    pub immutable: bool,
+    /// Nobody may but write at its end (`FS_APPEND_FL`).
+    pub append_only: bool,
 }
 
 impl Stat {
@@ -93,6 +97,8 @@ fn stat_of(s: rfs::Statx) -> Stat {
         mtime: time(s.stx_mtime),
         ctime: time(s.stx_ctime),
         btime: time(s.stx_btime),
+        immutable: s.stx_attributes.contains(rfs::StatxAttributes::IMMUTABLE),
+        append_only: s.stx_attributes.contains(rfs::StatxAttributes::APPEND),
     }
 }
 
@@ -120,6 +126,8 @@ pub enum Open {
     Read,
     /// A regular file for reading and writing.
     ReadWrite,
+    /// A regular file for reading, and for writing at its end.
+    Append,
 }
 
 impl Open {
@@ -131,6 +139,7 @@ impl Open {
             Open::DirPath => OFlags::PATH | OFlags::DIRECTORY,
             Open::Read => OFlags::RDONLY | OFlags::NONBLOCK,
             Open::ReadWrite => OFlags::RDWR | OFlags::NONBLOCK,
+            Open::Append => OFlags::RDWR | OFlags::APPEND | OFlags::NONBLOCK,
         }
     }
 }
@@ -255,6 +264,15 @@ pub fn rmdir_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
 /// Removes whatever stands at `name`, with everything beneath, however deep; nothing there is fine.
 pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     let remove = |dir: BorrowedFd<'_>, name: &[u8]| match rfs::unlinkat(dir, name, AtFlags::empty()) {
+        Err(rustix::io::Errno::PERM) => {
+            // Immutable or append-only, the file or the directory that it is in.
+            unlock(open_at(dir, name, Open::Read));
+            unlock(open_at(dir, b".", Open::Dir));
+            rfs::unlinkat(dir, name, AtFlags::empty())
+        }
+        r => r,
+    };
+    let remove = |dir: BorrowedFd<'_>, name: &[u8]| match remove(dir, name) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(true),
         Err(rustix::io::Errno::ISDIR) => Ok(false),
         Err(e) => Err(io::Error::from(e)),
@@ -262,6 +280,7 @@ pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     if remove(dir.as_fd(), name)? {
         return Ok(());
     }
+    unlock(open_at(dir.as_fd(), name, Open::Dir));
     let top = open_at(dir.as_fd(), name, Open::Dir)?;
     let mut counter = 0u64;
     loop {
@@ -273,6 +292,7 @@ pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
             }
             left = true;
             let sub = open_at(&top, &child, Open::Dir)?;
+            unlock(sub.try_clone());
             for (inner, _) in list(sub.as_fd())? {
                 if remove(sub.as_fd(), &inner)? || rmdir_at(&sub, &inner).is_ok() {
                     continue;
@@ -293,6 +313,16 @@ pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
         }
     }
     rmdir_at(dir, name)
+}
+
+/// Takes the flags away that keep something from being removed.
+fn unlock(file: io::Result<OwnedFd>) {
+    let Ok(file) = file else { return };
+    if let Ok(flags) = get_flags(&file)
+        && flags & (FLAG_IMMUTABLE | FLAG_APPEND) != 0
+    {
+        let _ = set_flags(&file, flags & !(FLAG_IMMUTABLE | FLAG_APPEND));
+    }
 }
 
 /// [`remove_all_at`] by an ordinary path.
@@ -350,6 +380,11 @@ pub fn disk_usage(top: OwnedFd) -> io::Result<u64> {
 
 /// The names in a directory with their type bits (0 where unknown), without `.` and `..`, unsorted.
 pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32)>> {
+    Ok(list_numbered(dir)?.into_iter().map(|(name, format, _)| (name, format)).collect())
+}
+
+/// As [`list`], with each entry's inode number.
+pub fn list_numbered(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32, u64)>> {
     let own = rfs::openat(dir, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut found = Vec::new();
     for entry in rfs::Dir::new(own)? {
@@ -360,7 +395,7 @@ pub fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32)>> {
                 rfs::FileType::Unknown => 0,
                 kind => kind.as_raw_mode() & libc::S_IFMT,
             };
-            found.push((name.to_bytes().to_vec(), format));
+            found.push((name.to_bytes().to_vec(), format, entry.ino()));
         }
     }
     Ok(found)
@@ -523,6 +558,19 @@ pub fn space(fd: impl AsFd) -> io::Result<Space> {
         magic: s.f_type as u64,
     })
 }
+
+/// Every change is written to the disk at once (`FS_SYNC_FL`).
+pub const FLAG_SYNC: u32 = rfs::IFlags::SYNC.bits();
+/// Nobody may change it (`FS_IMMUTABLE_FL`).
+pub const FLAG_IMMUTABLE: u32 = rfs::IFlags::IMMUTABLE.bits();
+/// Nobody may but write at its end (`FS_APPEND_FL`).
+pub const FLAG_APPEND: u32 = rfs::IFlags::APPEND.bits();
+/// Backups leave it out (`FS_NODUMP_FL`).
+pub const FLAG_NODUMP: u32 = rfs::IFlags::NODUMP.bits();
+/// Its access time stays (`FS_NOATIME_FL`).
+pub const FLAG_NOATIME: u32 = rfs::IFlags::NOATIME.bits();
+/// Every change of a directory's names is written to the disk at once (`FS_DIRSYNC_FL`).
+pub const FLAG_DIRSYNC: u32 = rfs::IFlags::DIRSYNC.bits();
 
 /// Inode flags (`FS_IOC_GETFLAGS`).
 pub fn get_flags(fd: impl AsFd) -> io::Result<u32> {

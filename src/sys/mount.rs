@@ -17,11 +17,11 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-fn set_attributes(mount: impl AsFd, set: u64, userns: Option<&OwnedFd>) -> io::Result<()> {
+fn set_attributes(mount: impl AsFd, set: u64, propagation: u64, userns: Option<&OwnedFd>) -> io::Result<()> {
     // The atime modes exclude each other: setting one asks for the others to be cleared.
     let clear = if set & libc::MOUNT_ATTR__ATIME != 0 { libc::MOUNT_ATTR__ATIME } else { 0 };
     let userns_fd = userns.map_or(0, |fd| fd.as_raw_fd() as u64);
-    let attr = MountAttr { set, clear, propagation: 0, userns_fd };
+    let attr = MountAttr { set, clear, propagation, userns_fd };
     // SAFETY: the pointer leads to a live structure of exactly the size that is passed; the empty path with
     // AT_EMPTY_PATH names the descriptor itself.
     let r = unsafe {
@@ -43,7 +43,8 @@ fn set_attributes(mount: impl AsFd, set: u64, userns: Option<&OwnedFd>) -> io::R
 pub fn read_only_clone(path: &Path) -> io::Result<OwnedFd> {
     let tree =
         rm::open_tree(CWD, path, rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    set_attributes(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME, None)?;
+    // Private: what is mounted beneath the path later, this program's own mount for one, does not appear in the clone.
+    set_attributes(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME, libc::MS_PRIVATE, None)?;
     Ok(tree)
 }
 
@@ -100,7 +101,7 @@ pub fn fuse_detached(how: &FuseMount) -> io::Result<(OwnedFd, Detached)> {
 impl Detached {
     /// Maps owners by a user name space (`MOUNT_ATTR_IDMAP`); must come before [`Detached::attach`].
     pub fn map_ids(&self, userns: &OwnedFd) -> io::Result<()> {
-        set_attributes(&self.0, libc::MOUNT_ATTR_IDMAP, Some(userns))
+        set_attributes(&self.0, libc::MOUNT_ATTR_IDMAP, 0, Some(userns))
     }
 
     /// Attaches the mount to a directory.
@@ -173,6 +174,34 @@ pub fn unmount(point: &Path, lazy: bool) -> io::Result<()> {
         flags |= rm::UnmountFlags::DETACH;
     }
     Ok(rm::unmount(point, flags)?)
+}
+
+/// Sets the flags of a mount and of its file system to `MOUNT_ATTR_*` (`mount(2)` with `MS_REMOUNT`).
+pub fn remount(point: &Path, attributes: u64) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut flags = libc::MS_REMOUNT;
+    for (attribute, flag) in [
+        (libc::MOUNT_ATTR_RDONLY, libc::MS_RDONLY),
+        (libc::MOUNT_ATTR_NOSUID, libc::MS_NOSUID),
+        (libc::MOUNT_ATTR_NODEV, libc::MS_NODEV),
+        (libc::MOUNT_ATTR_NOEXEC, libc::MS_NOEXEC),
+        (libc::MOUNT_ATTR_NOATIME, libc::MS_NOATIME),
+        (libc::MOUNT_ATTR_STRICTATIME, libc::MS_STRICTATIME),
+        (libc::MOUNT_ATTR_NODIRATIME, libc::MS_NODIRATIME),
+    ] {
+        if attributes & attribute != 0 {
+            flags |= flag;
+        }
+    }
+    if attributes & libc::MOUNT_ATTR__ATIME == 0 {
+        flags |= libc::MS_RELATIME;
+    }
+    let point = CString::new(point.as_os_str().as_bytes())?;
+    // SAFETY: the path is a NUL-terminated string that lives through the call; a remount takes no source, and FUSE
+    // takes no data.
+    let r =
+        unsafe { libc::mount(std::ptr::null(), point.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Whether nobody serves the FUSE mount at `point` any more. Asked with `statfs(2)`, which the kernel never answers

@@ -35,6 +35,23 @@ pub fn began(pid: u32) -> Option<SystemTime> {
     SystemTime::now().checked_sub(Duration::try_from_secs_f64(age).ok()?)
 }
 
+/// The numbers of a line of a thread's `status` (`proc_pid_status(5)`); none if there is no such thread any more.
+fn status(tid: u32, line: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let numbers = text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_default();
+    numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect()
+}
+
+/// The further groups of a thread.
+pub fn groups(tid: u32) -> Vec<u32> {
+    status(tid, "Groups:")
+}
+
+/// Whether a thread acts on files as root.
+pub fn is_roots(tid: u32) -> bool {
+    status(tid, "Uid:").get(3) == Some(&0)
+}
+
 /// Files are made with exactly the bits that are asked for.
 pub fn clear_umask() {
     rustix::process::umask(rustix::fs::Mode::empty());

@@ -59,6 +59,8 @@ pub enum Set {
     Create,
     /// `ENODATA` if it is not (`XATTR_REPLACE`).
     Replace,
+    /// One of these two errors: both were asked for.
+    Both,
 }
 
 /// Sets `name` to `value`.
@@ -67,6 +69,7 @@ pub fn set(fd: impl AsFd, name: &[u8], value: &[u8], how: Set) -> io::Result<()>
         Set::Any => XattrFlags::empty(),
         Set::Create => XattrFlags::CREATE,
         Set::Replace => XattrFlags::REPLACE,
+        Set::Both => XattrFlags::CREATE | XattrFlags::REPLACE,
     };
     Ok(rfs::setxattr(proc_path(&fd).as_c_str(), name, value, flags)?)
 }

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::lower::Lower;
-use super::marks::{Changed, Marks};
+use super::marks::{Changed, Marks, PinMark};
 use super::node::{Node, ROOT};
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, SetTime, Stat, Time};
@@ -78,9 +78,11 @@ fn of_stat(id: u64, stat: &Stat, marks: &Marks) -> Attributes {
         out.mode = libc::S_IFCHR | (stat.mode & 0o7777);
         (out.size, out.blocks, out.rdev) = (0, 0, (0, 0));
     }
-    if let Some(super::marks::PinMark::Object(_, size)) = marks.pin {
+    match marks.pin {
         // Also while it is being filled.
-        (out.size, out.blocks) = (size, blocks(size));
+        Some(PinMark::Object(_, size)) => (out.size, out.blocks) = (size, blocks(size)),
+        Some(PinMark::Below(_)) if stat.is_file() => out.blocks = blocks(out.size),
+        _ => {}
     }
     out
 }
@@ -252,7 +254,7 @@ impl View {
             // HANDLE_KILLPRIV_V2 with passthrough: a request to clear setuid and setgid arrives without fields.
             // So does the end of clearing the capabilities alone, when root writes to a file that has them.
             let only_capability = std::mem::take(&mut node.state().capability_removed);
-            self.kill_privileges(pin, &node, caller.uid != 0 || !only_capability)?;
+            self.kill_privileges(pin, &node, (caller.uid != 0 || !only_capability).then_some(caller))?;
         }
         let mut changed = Changed {
             mode: change.mode.is_some(),
@@ -320,19 +322,23 @@ impl View {
         (self.follows(node) || node.is_dir() || mode & 0o6000 != 0).then_some(mode)
     }
 
-    /// Clears the file's capabilities, as every write does, and with `bits` setuid and setgid too, as a write by
-    /// somebody without privilege does.
-    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, bits: bool) -> Answer<()> {
+    /// Clears the file's capabilities, as every write does, and setuid and setgid too if it is a write by somebody
+    /// without privilege, who is named then.
+    pub(crate) fn kill_privileges(&self, pin: &Pin, node: &Arc<Node>, by: Option<Caller>) -> Answer<()> {
         if node.is_dir() || node.format == libc::S_IFLNK {
             return Ok(());
         }
         let look = || -> Answer<(u32, u32, bool)> {
-            let now = self.attributes(pin, node)?.mode & 0o7777;
+            let file = self.attributes(pin, node)?;
+            let (now, capable) = (file.mode & 0o7777, self.xattr(pin, node, CAPABILITY)?.is_some());
+            let Some(by) = by else { return Ok((now, now, capable)) };
             let mut mode = now & !libc::S_ISUID;
-            if mode & libc::S_IXGRP != 0 {
+            // Without the group's execute bit, setgid stays for members of the file's group
+            // (`setattr_should_drop_sgid` of the kernel).
+            if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !by.is_in(file.gid)) {
                 mode &= !libc::S_ISGID;
             }
-            Ok((now, if bits { mode } else { now }, self.xattr(pin, node, CAPABILITY)?.is_some()))
+            Ok((now, mode, capable))
         };
         let (now, mode, capable) = {
             let _names = self.names.read();

@@ -46,7 +46,13 @@ impl View {
             return self.copy_up_dir(pin, node);
         }
         // Only regular files have content that is worth leaving below.
-        let depth = if node.is_file() || depth == Depth::Attributes { depth } else { Depth::Content };
+        let leaves = match depth {
+            Depth::Attributes => self.settings.metacopy,
+            Depth::Pin => self.settings.metacopy && node.is_file(),
+            Depth::Empty => node.is_file(),
+            Depth::Content => false,
+        };
+        let depth = if leaves { depth } else { Depth::Content };
         let copying = node.copying.lock();
         {
             let _names = self.names.read();
@@ -240,6 +246,7 @@ impl View {
                 let origin = [format!("{digest} ").as_bytes(), &self.path_of(node)].concat();
                 Ok(self.writable()?.marks.set_own(fd, "origin", &origin)?)
             }
+            Content::File(..) => Ok(()),
         }
     }
 
@@ -252,7 +259,7 @@ impl View {
             user.marks.set_own(fd, "meta", &changed.encode())?;
         }
         if let Some(pin) = &marks.pin {
-            user.marks.set_own(fd, "pin", &pin.encode())?;
+            user.marks.set_pin(fd, pin)?;
         }
         if marks.null_device {
             user.marks.set_own(fd, "rdev", b"c")?;
@@ -469,12 +476,12 @@ impl View {
         }
         // The pin is made before the file stops following, and the content is whole before the pin goes.
         if let Some(mark) = &marks.pin {
-            user.marks.set_own(&handle, "pin", &mark.encode())?;
+            user.marks.set_pin(&handle, mark)?;
         }
         user.marks.clear(&handle, &user.marks.own("meta"))?;
         marks.follows = None;
         if marks.pin.is_none() {
-            user.marks.clear(&handle, &user.marks.own("pin"))?;
+            user.marks.clear_pin(&handle)?;
         }
         marks.times = None;
         user.marks.clear(&handle, &user.marks.own("times"))?;
@@ -624,8 +631,10 @@ fn moved_above(node: &Node) -> Option<(Arc<Node>, Vec<u8>)> {
     let mut at = node.place().ok()?.0;
     loop {
         let pin = at.state().upper.as_ref().and_then(|m| m.pin.clone());
-        if let Some(PinMark::Dir(_, _, path)) = pin {
-            return Some((at, path));
+        match pin {
+            Some(PinMark::Dir(_, _, path)) => return Some((at, path)),
+            Some(PinMark::Below(to)) if to.starts_with(b"/") => return Some((at, to.get(1..)?.to_vec())),
+            _ => {}
         }
         at = at.place().ok()?.0;
     }

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 
 use super::attributes::Attributes;
 use super::copyup::Depth;
+use super::lower::Stack;
 use super::names::Make;
 use super::node::Node;
 use super::{Answer, Caller, Data, Fail, Pin, View};
@@ -84,6 +85,10 @@ impl View {
             self.writable()?;
             // Decided at open: a handle opened for writing owns its copy.
             self.copy_up(pin, &node, if truncates { Depth::Empty } else { Depth::Content })?;
+            {
+                let _names = self.names.read();
+                self.may_write(&node, flags)?;
+            }
             if truncates {
                 self.truncate(pin, &node, 0, caller)?;
             }
@@ -166,9 +171,11 @@ impl View {
         let handle = self.upper_handle(node)?;
         let how = if self.settings.read_only { Open::Read } else { Open::ReadWrite };
         match sys::reopen(&handle, how) {
-            // Immutable, or append-only: it can only be read.
+            // Append-only, or immutable: then it can only be read.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
-                Ok(File::from(sys::reopen(&handle, Open::Read)?))
+                let file =
+                    sys::reopen(&handle, Open::Append).or_else(|_| sys::reopen(&handle, Open::Read))?;
+                Ok(File::from(file))
             }
             r => Ok(File::from(r?)),
         }
@@ -248,6 +255,11 @@ impl View {
         self.nodes.get(id).is_some_and(|n| n.state().passed > 0)
     }
 
+    /// The node of an open file.
+    pub(crate) fn file_of(&self, fh: u64) -> Answer<Arc<Node>> {
+        Ok(self.handle(fh)?.node.clone())
+    }
+
     fn handle(&self, fh: u64) -> Answer<Arc<Handle>> {
         self.handles.open.read().get(&fh).cloned().ok_or(Fail(libc::EBADF))
     }
@@ -314,14 +326,14 @@ impl View {
         Ok(done)
     }
 
-    /// Writes all of `data`.
-    pub fn write(&self, pin: &Pin, fh: u64, offset: u64, data: &[u8], kill: bool) -> Answer<()> {
+    /// Writes all of `data`. `kill`: who has no right to leave setuid and setgid where they are.
+    pub fn write(&self, pin: &Pin, fh: u64, offset: u64, data: &[u8], kill: Option<Caller>) -> Answer<()> {
         let handle = self.handle(fh)?;
         if !handle.writes {
             return Err(Fail(libc::EBADF));
         }
-        if kill {
-            self.kill_privileges(pin, &handle.node, true)?;
+        if kill.is_some() {
+            self.kill_privileges(pin, &handle.node, kill)?;
         }
         self.content(&handle.node)?.write_all_at(data, offset)?;
         Ok(())
@@ -333,6 +345,10 @@ impl View {
             return Err(Fail(if node.is_dir() { libc::EISDIR } else { libc::EINVAL }));
         }
         self.copy_up(pin, node, if size == 0 { Depth::Empty } else { Depth::Content })?;
+        {
+            let _names = self.names.read();
+            self.may_write(node, 0)?;
+        }
         let open = node.state().file.clone();
         let file = match open {
             Some(file) => file,
@@ -343,7 +359,7 @@ impl View {
         };
         file.set_len(size)?;
         if caller.uid != 0 {
-            self.kill_privileges(pin, node, true)?;
+            self.kill_privileges(pin, node, Some(caller))?;
         }
         Ok(())
     }
@@ -401,7 +417,7 @@ impl View {
         let file = self.content(&handle.node)?;
         sys::fallocate(&*file, mode, offset, len)?;
         if caller.uid != 0 {
-            self.kill_privileges(pin, &handle.node, true)?;
+            self.kill_privileges(pin, &handle.node, Some(caller))?;
         }
         Ok(())
     }
@@ -423,20 +439,15 @@ impl View {
         Ok(sys::copy_range(&*source, from_at, &*target, to_at, len.min(1 << 30) as usize)?)
     }
 
-    /// Inode flags (`FS_IOC_GETFLAGS`).
-    pub fn get_flags(&self, fh: u64) -> Answer<u32> {
-        let handle = self.handle(fh)?;
-        if !handle.node.state().owns_content() {
-            return Ok(0);
-        }
-        Ok(sys::get_flags(&*self.content(&handle.node)?)?)
-    }
-
-    /// Space of the file system that the user layer is in; of the store for a mount without one.
+    /// Space of the file system that the user layer is in; of what lies below for a mount without one.
     pub fn statfs(&self) -> Answer<Space> {
         match &self.user {
             Some(user) => Ok(sys::space(&*user.top)?),
-            None => Ok(sys::space(sys::open_dir(self.store.root())?)?),
+            None => match (&self.library, &self.generation.read().stack) {
+                (_, Stack::Directories(stack)) => Ok(stack.space()?),
+                (Some(library), _) => Ok(sys::space(sys::open_dir(library.store.root())?)?),
+                (None, _) => Err(Fail(libc::EIO)),
+            },
         }
     }
 

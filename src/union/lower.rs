@@ -1,5 +1,5 @@
 //! What lies below the user layer. The view asks a [`Lower`] and does not know where it comes from: from the tree
-//! of a version, with the objects that hold its contents.
+//! of a version, with the objects that hold its contents, or from plain directories.
 
 use std::fs::File;
 use std::io;
@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::attributes::Attributes;
+use super::directories::{Directories, Place};
 use super::marks::PinMark;
 use crate::error::{Error, Result};
 use crate::layer::index::{self, Index, Node as TreeNode};
@@ -37,6 +38,8 @@ impl Tree {
 pub enum Stack {
     /// That of a version.
     Version(Arc<Tree>),
+    /// Plain directories.
+    Directories(Arc<Directories>),
 }
 
 impl Stack {
@@ -44,6 +47,7 @@ impl Stack {
     pub fn root(&self) -> Result<Lower> {
         match self {
             Stack::Version(tree) => Ok(Lower::of(tree, tree.index.node(index::ROOT)?)),
+            Stack::Directories(stack) => Ok(Lower::at(stack, stack.root()?)),
         }
     }
 }
@@ -62,6 +66,8 @@ pub struct Lower {
 pub enum Entry {
     /// In the tree of a version.
     Tree(Arc<Tree>, TreeNode),
+    /// In plain directories.
+    Plain(Arc<Directories>, Arc<Place>),
 }
 
 /// A name in a directory of a stack.
@@ -78,10 +84,12 @@ pub struct Child {
 }
 
 /// What holds the content of a regular file of a stack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Content {
     /// An object of the store, and its length in bytes.
     Object(Digest, u64),
+    /// A file of a plain directory.
+    File(Arc<Directories>, Arc<Place>),
 }
 
 impl Content {
@@ -89,6 +97,7 @@ impl Content {
     pub fn pin_mark(&self) -> PinMark {
         match self {
             Content::Object(digest, size) => PinMark::Object(*digest, *size),
+            Content::File(_, place) => PinMark::Below([b"/", place.path()].concat()),
         }
     }
 
@@ -96,6 +105,7 @@ impl Content {
     pub fn size(&self) -> u64 {
         match self {
             Content::Object(_, size) => *size,
+            Content::File(_, place) => place.size(),
         }
     }
 }
@@ -106,10 +116,16 @@ impl Lower {
         Lower { entry: Entry::Tree(tree.clone(), entry), pinned: false }
     }
 
+    /// A path of plain directories.
+    pub fn at(stack: &Arc<Directories>, place: Arc<Place>) -> Lower {
+        Lower { entry: Entry::Plain(stack.clone(), place), pinned: false }
+    }
+
     /// The type bits (`S_IFMT`).
     pub fn format(&self) -> u32 {
         match &self.entry {
             Entry::Tree(_, entry) => entry.format(),
+            Entry::Plain(_, place) => place.format(),
         }
     }
 
@@ -122,6 +138,7 @@ impl Lower {
     pub fn is_at(&self, node: &TreeNode) -> bool {
         match &self.entry {
             Entry::Tree(_, entry) => entry.at == node.at,
+            Entry::Plain(..) => false,
         }
     }
 
@@ -129,6 +146,7 @@ impl Lower {
     pub fn number(&self) -> u64 {
         match &self.entry {
             Entry::Tree(_, entry) => entry.number,
+            Entry::Plain(stack, place) => stack.number_of(place),
         }
     }
 
@@ -136,6 +154,7 @@ impl Lower {
     pub fn links(&self) -> Result<u32> {
         match &self.entry {
             Entry::Tree(_, entry) => Ok(entry.nlink),
+            Entry::Plain(stack, place) => stack.links_of(place),
         }
     }
 
@@ -143,6 +162,15 @@ impl Lower {
     pub fn is_linked(&self) -> bool {
         match &self.entry {
             Entry::Tree(_, entry) => !entry.is_dir() && entry.nlink > 1,
+            Entry::Plain(_, place) => place.is_linked(),
+        }
+    }
+
+    /// Whether one of its children is one of several hard links.
+    pub fn has_linked(&self, child: &Child) -> Result<bool> {
+        match &self.entry {
+            Entry::Tree(..) => Ok(child.linked.is_some()),
+            Entry::Plain(stack, _) => stack.is_linked_number(child.number),
         }
     }
 
@@ -152,6 +180,10 @@ impl Lower {
             Entry::Tree(tree, entry) => {
                 let found = tree.index.lookup(entry, name)?;
                 Ok(found.map(|entry| Lower { entry: Entry::Tree(tree.clone(), entry), pinned: self.pinned }))
+            }
+            Entry::Plain(stack, dir) => {
+                let found = stack.child(dir, name)?;
+                Ok(found.map(|place| Lower { pinned: self.pinned, ..Lower::at(stack, place) }))
             }
         }
     }
@@ -170,6 +202,7 @@ impl Lower {
                 };
                 index.children(dir)?.map(child).collect()
             }
+            Entry::Plain(stack, dir) => stack.children(dir),
         }
     }
 
@@ -183,6 +216,7 @@ impl Lower {
                 };
                 index.group(entry)?.into_iter().map(place).collect()
             }
+            Entry::Plain(stack, place) => stack.group(place),
         }
     }
 
@@ -192,6 +226,7 @@ impl Lower {
             Entry::Tree(tree, entry) => {
                 Ok(PinMark::Dir(tree.version, tree.index.dir_digest(entry)?, tree.index.path(entry)?))
             }
+            Entry::Plain(_, place) => Ok(PinMark::Below([b"/", place.path()].concat())),
         }
     }
 
@@ -199,6 +234,7 @@ impl Lower {
     pub fn version(&self) -> Option<Digest> {
         match &self.entry {
             Entry::Tree(tree, _) => Some(tree.version),
+            Entry::Plain(..) => None,
         }
     }
 
@@ -206,6 +242,7 @@ impl Lower {
     pub fn content(&self) -> Result<Content> {
         match &self.entry {
             Entry::Tree(tree, entry) => Ok(Content::Object(tree.index.object(entry)?, entry.size)),
+            Entry::Plain(stack, place) => Ok(Content::File(stack.clone(), place.clone())),
         }
     }
 
@@ -213,6 +250,7 @@ impl Lower {
     pub fn target(&self) -> Result<Vec<u8>> {
         match &self.entry {
             Entry::Tree(tree, entry) => Ok(tree.index.target(entry)?.to_vec()),
+            Entry::Plain(stack, place) => stack.target(place),
         }
     }
 
@@ -223,6 +261,7 @@ impl Lower {
                 Ok(tree.index.xattr(entry, name)?.map(<[u8]>::to_vec))
             }
             Entry::Tree(..) => Ok(None),
+            Entry::Plain(stack, place) => stack.xattr(place, name),
         }
     }
 
@@ -233,6 +272,7 @@ impl Lower {
                 let all = tree.index.xattrs(entry)?;
                 Ok(all.into_iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect())
             }
+            Entry::Plain(stack, place) => stack.xattrs(place),
         }
     }
 
@@ -256,6 +296,7 @@ impl Lower {
                     blksize: 4096,
                 })
             }
+            Entry::Plain(stack, place) => stack.attributes(place, id),
         }
     }
 }

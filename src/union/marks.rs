@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 
+use super::directories::is_redirect;
 use crate::store::Digest;
 use crate::sys::fs::{self as sys, Open, Stat, Time};
 use crate::sys::xattr;
@@ -115,6 +116,9 @@ pub enum PinMark {
     Object(Digest, u64),
     /// A directory of a version: the version, the directory's digest there, its path there.
     Dir(Digest, Digest, Vec<u8>),
+    /// Over plain directories, in the format of overlayfs (`redirect`): a path from their root that begins with `/`,
+    /// or a name in the same directory of theirs. Empty: its own name.
+    Below(Vec<u8>),
 }
 
 impl PinMark {
@@ -123,6 +127,7 @@ impl PinMark {
         match self {
             PinMark::Object(..) => format == libc::S_IFREG,
             PinMark::Dir(..) => format == libc::S_IFDIR,
+            PinMark::Below(_) => matches!(format, libc::S_IFDIR | libc::S_IFREG),
         }
     }
 
@@ -135,6 +140,7 @@ impl PinMark {
                 out.extend_from_slice(path);
                 out
             }
+            PinMark::Below(to) => to.clone(),
         }
     }
 
@@ -194,6 +200,8 @@ pub enum Found {
 #[derive(Clone, Copy, Debug)]
 pub struct Namespace {
     prefix: &'static str,
+    /// Plain directories lie below: `redirect` and `metacopy` of the overlay format say what something stands on.
+    plain: bool,
 }
 
 /// A default ACL's attribute.
@@ -204,7 +212,13 @@ pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 impl Namespace {
     /// `trusted.` for root, `user.` for others.
     pub fn for_process() -> Namespace {
-        Namespace { prefix: if crate::sys::process::is_root() { "trusted." } else { "user." } }
+        Namespace { prefix: if crate::sys::process::is_root() { "trusted." } else { "user." }, plain: false }
+    }
+
+    /// Over plain directories; for ordinary users, and on request (overlayfs's `userxattr`), it is `user.`.
+    pub fn over_directories(user_xattr: bool) -> Namespace {
+        let prefix = if user_xattr || !crate::sys::process::is_root() { "user." } else { "trusted." };
+        Namespace { prefix, plain: true }
     }
 
     /// The full name of one of Reroot's marks.
@@ -261,12 +275,18 @@ impl Namespace {
         if stat.is_file() && stat.size == 0 && xattr::get(&fd, &self.overlay("whiteout"))?.is_some() {
             return Ok(Some(Found::Whiteout));
         }
-        Ok(Some(Found::Entry(stat, self.read(&fd)?)))
+        let mut marks = self.read(&fd)?;
+        if self.plain && !stat.is_dir() && !marks.metacopy {
+            // Only a file without content stands on another.
+            marks.pin = None;
+        }
+        Ok(Some(Found::Entry(stat, marks)))
     }
 
     /// Reads the marks of an open file.
     pub fn read(&self, fd: impl AsFd) -> io::Result<Marks> {
         let mut out = Marks::default();
+        let mut redirect = None;
         for name in xattr::list(fd.as_fd())? {
             let value = || Ok::<_, io::Error>(xattr::get(fd.as_fd(), &name)?.unwrap_or_default());
             if name == DEFAULT_ACL {
@@ -277,6 +297,10 @@ impl Namespace {
             match rest {
                 b"overlay.opaque" => out.opaque = value()? == b"y",
                 b"overlay.metacopy" => out.metacopy = true,
+                b"overlay.redirect" if self.plain => {
+                    let to = value()?;
+                    redirect = Some(Some(to).filter(|t| is_redirect(t)).ok_or_else(|| damaged("redirect"))?);
+                }
                 b"reroot.rdev" => out.null_device = true,
                 b"reroot.ino" => {
                     let number =
@@ -292,7 +316,27 @@ impl Namespace {
                 _ => {}
             }
         }
+        if self.plain {
+            let on_its_own_name = (out.metacopy && out.follows.is_none()).then(Vec::new);
+            out.pin = redirect.or(on_its_own_name).map(PinMark::Below);
+        }
         Ok(out)
+    }
+
+    /// Sets the mark that says what something stands on.
+    pub fn set_pin(&self, fd: impl AsFd, mark: &PinMark) -> io::Result<()> {
+        match mark {
+            PinMark::Below(_) => self.set_overlay(fd, "redirect", &mark.encode()),
+            _ => self.set_own(fd, "pin", &mark.encode()),
+        }
+    }
+
+    /// Removes it.
+    pub fn clear_pin(&self, fd: impl AsFd) -> io::Result<()> {
+        if self.plain {
+            self.clear(fd.as_fd(), &self.overlay("redirect"))?;
+        }
+        self.clear(fd, &self.own("pin"))
     }
 
     /// Sets a mark of Reroot's own.
@@ -360,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_name_set_inside_never_is_a_mark() {
-        let ns = Namespace { prefix: "trusted." };
+        let ns = Namespace { prefix: "trusted.", plain: false };
         for name in
             ["trusted.overlay.opaque", "trusted.overlay.overlay.opaque", "trusted.reroot.pin", "user.x"]
         {

@@ -21,6 +21,8 @@
 pub mod attributes;
 pub mod copyup;
 pub mod data;
+pub mod directories;
+pub mod flags;
 pub mod listing;
 pub mod lower;
 pub mod marks;
@@ -70,6 +72,15 @@ pub struct Caller {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Thread, as this process sees it; 0 where it cannot.
+    pub pid: u32,
+}
+
+impl Caller {
+    /// Whether the caller is in a group, by further groups too.
+    fn is_in(&self, gid: u32) -> bool {
+        self.gid == gid || crate::sys::process::groups(self.pid).contains(&gid)
+    }
 }
 
 /// The stack that a mount shows, between two swaps.
@@ -92,6 +103,8 @@ pub struct Settings {
     pub read_only: bool,
     /// Which files go past the daemon.
     pub data: Data,
+    /// A file comes up without its content where only its attributes or its name change.
+    pub metacopy: bool,
 }
 
 /// Which files go past the daemon (see DESIGN, "Data").
@@ -105,12 +118,20 @@ pub enum Data {
     Coherent,
 }
 
+/// What versions are read from.
+#[derive(Debug)]
+pub struct Library {
+    /// The store.
+    pub store: Store,
+    /// Its objects.
+    pub objects: Objects,
+}
+
 /// The merged view of one stack and one user layer.
 #[derive(Debug)]
 pub struct View {
     pub(crate) settings: Settings,
-    pub(crate) store: Store,
-    pub(crate) objects: Objects,
+    pub(crate) library: Option<Library>,
     pub(crate) user: Option<UserLayer>,
     pub(crate) generation: RwLock<Arc<Generation>>,
     pub(crate) pinned_trees: Mutex<std::collections::HashMap<Digest, Arc<Tree>>>,
@@ -127,10 +148,9 @@ pub struct View {
 }
 
 impl View {
-    /// A view of `stack` with an optional user layer above it.
+    /// A view of `stack` with an optional user layer above it. A stack of plain directories needs no library.
     pub fn new(
-        store: Store,
-        objects: Objects,
+        library: Option<Library>,
         user: Option<UserLayer>,
         stack: Stack,
         generation: u64,
@@ -139,8 +159,7 @@ impl View {
         let root = Node::root(&stack, user.as_ref(), generation)?;
         Ok(View {
             settings,
-            store,
-            objects,
+            library,
             user,
             generation: RwLock::new(Arc::new(Generation { number: generation, stack })),
             pinned_trees: Mutex::default(),
@@ -163,7 +182,11 @@ impl View {
     /// Opens a content for reading.
     pub(crate) fn open_content(&self, content: &Content) -> Answer<std::fs::File> {
         match content {
-            Content::Object(digest, size) => Ok(self.objects.get(digest, *size)?),
+            Content::Object(digest, size) => {
+                let library = self.library.as_ref().ok_or(Fail(libc::EIO))?;
+                Ok(library.objects.get(digest, *size)?)
+            }
+            Content::File(stack, place) => Ok(stack.open_content(place)?),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::attributes::Attributes;
 use super::copyup::Depth;
 use super::lower::Lower;
-use super::marks::{DEFAULT_ACL, Found, Marks};
+use super::marks::{DEFAULT_ACL, Found, Marks, PinMark};
 use super::node::Node;
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, Open, Rename};
@@ -244,6 +244,7 @@ impl View {
             return Err(Fail(libc::EISDIR));
         }
         let _names = self.names.write();
+        self.may_lose_names(&dir)?;
         let ghost = self.attributes(pin, &node)?;
         let to = self.upper_dir(&dir)?;
         let below = self.below(pin, &dir, name)?.is_some();
@@ -277,6 +278,7 @@ impl View {
             return Err(Fail(libc::ENOTDIR));
         }
         let _names = self.names.write();
+        self.may_lose_names(&dir)?;
         if !self.is_empty_dir(pin, &node)? {
             return Err(Fail(libc::ENOTEMPTY));
         }
@@ -430,6 +432,10 @@ impl View {
             {
                 // Before anything is brought up or pinned for a move that cannot be.
                 let _names = self.names.read();
+                self.may_lose_names(&d1)?;
+                if b.is_some() {
+                    self.may_lose_names(&d2)?;
+                }
                 self.may_move(pin, &a, b.as_ref(), &d1, &d2, how)?;
             }
             self.copy_up_dir(pin, &d1)?;
@@ -466,14 +472,18 @@ impl View {
             let _names = self.names.read();
             self.lower(pin, node)?
         };
-        let pinned = node.state().upper.as_ref().is_some_and(|m| m.pin.is_some());
+        // A mark that names a path beside it holds at no other place.
+        let pinned = node.state().upper.as_ref().is_some_and(|m| match &m.pin {
+            Some(PinMark::Below(to)) => to.starts_with(b"/"),
+            pin => pin.is_some(),
+        });
         let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
         self.bring_links(pin, node, &lower)?;
         let mark = lower.pin_mark()?;
         user.pin_version(lower.version())?;
         let _names = self.names.write();
         let fd = self.upper_dir(node)?;
-        user.marks.set_own(&*fd, "pin", &mark.encode())?;
+        user.marks.set_pin(&*fd, &mark)?;
         for other in self.nodes.all() {
             if node.holds(&other)
                 && let Some(l) = &mut other.state().lower
@@ -492,7 +502,7 @@ impl View {
     fn bring_links(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower) -> Answer<()> {
         for child in lower.children()? {
             let is_dir = child.format == libc::S_IFDIR;
-            if !is_dir && child.linked.is_none() {
+            if !is_dir && !lower.has_linked(&child)? {
                 continue;
             }
             let found = {

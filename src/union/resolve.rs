@@ -30,6 +30,7 @@ pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::R
 fn by_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
     match stack {
         Stack::Version(tree) => Ok(tree_by_number(&tree.index, id)?.map(|entry| Lower::of(tree, entry))),
+        Stack::Directories(stack) => Ok(stack.by_number(id)?.map(|place| Lower::at(stack, place))),
     }
 }
 
@@ -164,15 +165,18 @@ impl View {
         marks: &Marks,
     ) -> Answer<u64> {
         let number = lower.number();
-        let Entry::Tree(tree, _) = &lower.entry;
+        let split = match &lower.entry {
+            Entry::Tree(tree, _) => split_number(&tree.index, number)?,
+            _ => number,
+        };
         match marks.number {
-            Some(n) if n == number || n == split_number(&tree.index, number)? => Ok(n),
+            Some(n) if n == number || n == split => Ok(n),
             _ => self.number_beside(pin, lower, Some(stat.ino)),
         }
     }
 
     fn number_beside(&self, pin: &Pin, lower: &Lower, host: Option<u64>) -> Answer<u64> {
-        let Entry::Tree(tree, entry) = &lower.entry;
+        let Entry::Tree(tree, entry) = &lower.entry else { return Ok(lower.number()) };
         let index = &tree.index;
         let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
         else {
@@ -201,6 +205,9 @@ impl View {
 
     /// How many paths of the stack show a node that the user layer does not hold.
     pub(crate) fn split_links(&self, pin: &Pin, node: &Node, lower: &Lower) -> Answer<u32> {
+        if let Entry::Plain(..) = &lower.entry {
+            return Ok(lower.links()?);
+        }
         let mut links = 0;
         for (parent, name) in lower.group()? {
             let path = crate::layer::model::join(&parent, &name);
@@ -301,7 +308,8 @@ impl View {
         let mut generation = 0;
         if stat.is_dir() {
             lower = match &marks.pin {
-                Some(pin_mark) => Some(self.pinned_lower(pin_mark)?),
+                Some(PinMark::Below(_)) if marks.opaque => None,
+                Some(pin_mark) => self.pinned_lower(pin, dir, name, pin_mark)?.filter(Lower::is_dir),
                 None if marks.opaque => None,
                 None => below.filter(Lower::is_dir),
             };
@@ -320,7 +328,17 @@ impl View {
                 log::error!("a file of the user layer has a pin that does not fit it");
                 return Err(Fail(libc::EUCLEAN));
             }
-            lower = None;
+            // A file of another overlay program that has its content below.
+            lower = match &marks.pin {
+                Some(to @ PinMark::Below(_)) => {
+                    let found = self.pinned_lower(pin, dir, name, to)?.filter(|l| l.format() == format);
+                    Some(found.ok_or_else(|| {
+                        log::error!("a file of the user layer has no content, and none lies below");
+                        Fail(libc::EIO)
+                    })?)
+                }
+                _ => None,
+            };
             id = marks.number.unwrap_or_else(|| born_number(stat));
         }
         if id < BORN
@@ -415,17 +433,29 @@ impl View {
         Ok(state.lower.clone())
     }
 
-    /// The directory of a version that the user moved.
-    fn pinned_lower(&self, mark: &PinMark) -> Answer<Lower> {
-        let PinMark::Dir(version, digest, path) = mark else {
-            log::error!("a directory of the user layer has a file's pin");
-            return Err(Fail(libc::EUCLEAN));
+    /// What something that the user moved stands on. The caller holds `names`.
+    fn pinned_lower(&self, pin: &Pin, dir: &Arc<Node>, name: &[u8], mark: &PinMark) -> Answer<Option<Lower>> {
+        let (version, digest, path) = match mark {
+            PinMark::Dir(version, digest, path) => (version, digest, path),
+            PinMark::Below(to) => {
+                let found = match (&pin.0.stack, to.strip_prefix(b"/")) {
+                    (Stack::Directories(stack), Some(path)) => {
+                        stack.find(path)?.map(|place| Lower::at(stack, place))
+                    }
+                    _ => self.below(pin, dir, if to.is_empty() { name } else { to })?,
+                };
+                return Ok(found.map(|lower| Lower { pinned: true, ..lower }));
+            }
+            PinMark::Object(..) => {
+                log::error!("a directory of the user layer has a file's pin");
+                return Err(Fail(libc::EUCLEAN));
+            }
         };
         let tree = self.pinned_tree(version)?;
         let entry = tree.index.find(path)?.filter(index::Node::is_dir);
         match entry {
             Some(entry) if tree.index.dir_digest(&entry)? == *digest => {
-                Ok(Lower { pinned: true, ..Lower::of(&tree, entry) })
+                Ok(Some(Lower { pinned: true, ..Lower::of(&tree, entry) }))
             }
             _ => {
                 log::error!("a pin names a directory that version {version} does not have");
@@ -436,14 +466,16 @@ impl View {
 
     /// The tree of a version that something moved stands on.
     pub(crate) fn pinned_tree(&self, version: &Digest) -> Answer<Arc<Tree>> {
-        let Stack::Version(current) = self.generation.read().stack.clone();
-        if current.version == *version {
+        if let Stack::Version(current) = self.generation.read().stack.clone()
+            && current.version == *version
+        {
             return Ok(current);
         }
         if let Some(tree) = self.pinned_trees.lock().get(version) {
             return Ok(tree.clone());
         }
-        let tree = Tree::open(&self.store, version)?;
+        let library = self.library.as_ref().ok_or(Fail(libc::EUCLEAN))?;
+        let tree = Tree::open(&library.store, version)?;
         self.pinned_trees.lock().insert(*version, tree.clone());
         Ok(tree)
     }
@@ -612,6 +644,9 @@ impl View {
         if dir.state().upper.is_none() {
             return Ok(None);
         }
+        if let Some(found) = self.search_moved(pin, dir, id)? {
+            return Ok(Some(found));
+        }
         let fd = self.upper_dir(dir)?;
         for (name, format) in sys::list(fd.as_fd())? {
             if format == libc::S_IFCHR {
@@ -632,6 +667,28 @@ impl View {
                 && let Some(found) = self.search(pin, &node, id)?
             {
                 return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for a number among what came with a directory that the user moved: it has its number in the tree of the
+    /// version that the directory is pinned to, at a path that leads elsewhere or nowhere in the view.
+    fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
+        let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
+        let (stack, top) = match &lower.entry {
+            Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),
+            Entry::Plain(..) => return Ok(None),
+        };
+        let Some(found) = by_number(&stack, id)? else { return Ok(None) };
+        for (parent, name) in found.group()? {
+            let path = [&parent[..], b"/", &name].concat();
+            let beneath = path.strip_prefix(&top[..]).and_then(|rest| rest.strip_prefix(b"/"));
+            if let Some(rest) = beneath
+                && let Some(node) = self.walk_from(pin, dir.clone(), rest)?
+                && node.id == id
+            {
+                return Ok(Some(node));
             }
         }
         Ok(None)

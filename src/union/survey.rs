@@ -382,7 +382,7 @@ impl View {
         let Some(lower) = self.lower(pin, node)? else { return Ok(()) };
         let mark = lower.pin_mark()?;
         user.pin_version(lower.version())?;
-        user.marks.set_own(&*self.upper_dir(node)?, "pin", &mark.encode())?;
+        user.marks.set_pin(&*self.upper_dir(node)?, &mark)?;
         if let Some(marks) = &mut node.state().upper {
             marks.pin = Some(mark);
         }

@@ -39,7 +39,8 @@ pub struct UserLayer {
     aside: OwnedFd,
     dirs: Mutex<LruCache<u64, Arc<OwnedFd>>>,
     counter: AtomicU64,
-    desktop: Desktop,
+    /// What keeps the objects that its marks name; none where it lies over plain directories.
+    ledger: Option<Desktop>,
     pins: Mutex<HashSet<Digest>>,
 }
 
@@ -67,14 +68,45 @@ impl UserLayer {
             aside,
             dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
             counter: AtomicU64::new(0),
-            desktop: desktop.clone(),
+            ledger: Some(desktop.clone()),
             pins: Mutex::new(desktop.pins()?.into_iter().collect()),
         };
-        layer.finish_groups().at("finishing a copy-up in", &user)?;
-        layer.clear_work().at("clearing the work directory", &work)?;
-        layer.check_marks(&user)?;
+        layer.prepare(&user, &work)?;
         layer.begin().at("preparing the user layer", &user)?;
         Ok(layer)
+    }
+
+    /// Opens an upper directory over plain directories. The work directory is one in `work`, as for the kernel's
+    /// overlayfs; beside it lies what stood in the way of something.
+    pub fn over_directories(upper: &Path, work: &Path, marks: Namespace) -> Result<UserLayer> {
+        use std::os::unix::fs::DirBuilderExt;
+        let top = sys::open_dir(upper).at("opening the upper directory", upper)?;
+        let own = work.join("work");
+        let aside = work.join("set-aside");
+        for dir in [&own, &aside] {
+            match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                r => r.at("making", dir)?,
+            }
+        }
+        let layer = UserLayer {
+            top: Arc::new(top),
+            work: sys::open_dir(&own).at("opening the work directory", &own)?,
+            marks,
+            aside: sys::open_dir(&aside).at("opening", &aside)?,
+            dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
+            counter: AtomicU64::new(0),
+            ledger: None,
+            pins: Mutex::default(),
+        };
+        layer.prepare(upper, &own)?;
+        Ok(layer)
+    }
+
+    fn prepare(&self, user: &Path, work: &Path) -> Result<()> {
+        self.finish_groups().at("finishing a copy-up in", user)?;
+        self.clear_work().at("clearing the work directory", work)?;
+        self.check_marks(user)
     }
 
     /// Notes that a hard-link group is being copied up under these paths, so that a crash in between does not
@@ -271,14 +303,11 @@ impl UserLayer {
         if self.pins.lock().contains(version) {
             return Ok(());
         }
-        self.desktop.pin(version)?;
+        if let Some(ledger) = &self.ledger {
+            ledger.pin(version)?;
+        }
         self.pins.lock().insert(*version);
         Ok(())
-    }
-
-    /// The desktop that it belongs to.
-    pub fn desktop(&self) -> &Desktop {
-        &self.desktop
     }
 
     /// A new empty file in the work directory.

@@ -10,9 +10,23 @@ use super::node::Node;
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::xattr::{self, Set};
 
+/// Refuses names that no local file system knows, as the kernel does there.
+fn check_name(name: &[u8]) -> Answer<()> {
+    if name == ACCESS_ACL || name == DEFAULT_ACL {
+        return Ok(());
+    }
+    let families: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match families.iter().find_map(|family| name.strip_prefix(*family)) {
+        Some(b"") => Err(Fail(libc::EINVAL)),
+        Some(_) => Ok(()),
+        None => Err(Fail(libc::EOPNOTSUPP)),
+    }
+}
+
 impl View {
     /// The value of an extended attribute.
     pub fn getxattr(&self, pin: &Pin, id: u64, name: &[u8]) -> Answer<Vec<u8>> {
+        check_name(name)?;
         let node = self.node(pin, id)?;
         let _names = self.names.read();
         self.xattr(pin, &node, name)?.ok_or(Fail(libc::ENODATA))
@@ -102,13 +116,15 @@ impl View {
         caller: Caller,
     ) -> Answer<()> {
         self.writable()?;
+        check_name(name)?;
         let node = self.node(pin, id)?;
         {
             let _names = self.names.read();
+            self.may_set_attributes(&node)?;
             let there = self.xattr(pin, &node, name)?.is_some();
             match how {
-                Set::Create if there => return Err(Fail(libc::EEXIST)),
-                Set::Replace if !there => return Err(Fail(libc::ENODATA)),
+                Set::Create | Set::Both if there => return Err(Fail(libc::EEXIST)),
+                Set::Replace | Set::Both if !there => return Err(Fail(libc::ENODATA)),
                 _ => {}
             }
         }
@@ -125,7 +141,8 @@ impl View {
             crate::sys::fs::chmod(&handle, mode.mode)?;
         }
         xattr::set(&handle, &user.marks.escape(name), value, Set::Any)?;
-        if name == ACCESS_ACL && caller.uid != 0 && mode.mode & libc::S_ISGID != 0 && caller.gid != mode.gid {
+        if name == ACCESS_ACL && caller.uid != 0 && mode.mode & libc::S_ISGID != 0 && !caller.is_in(mode.gid)
+        {
             let now = crate::sys::fs::stat(&handle)?.mode;
             crate::sys::fs::chmod(&handle, now & !libc::S_ISGID)?;
         }
@@ -135,10 +152,12 @@ impl View {
     /// Removes an extended attribute.
     pub fn removexattr(&self, pin: &Pin, id: u64, name: &[u8]) -> Answer<()> {
         self.writable()?;
+        check_name(name)?;
         let node = self.node(pin, id)?;
         node.state().capability_removed = name == super::attributes::CAPABILITY;
         {
             let _names = self.names.read();
+            self.may_set_attributes(&node)?;
             if self.xattr(pin, &node, name)?.is_none() {
                 // That there is no ACL is what removing one asks for (`posix_acl_xattr_set` of the kernel).
                 let acl = name == ACCESS_ACL || name == DEFAULT_ACL;

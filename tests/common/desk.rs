@@ -8,7 +8,16 @@ use super::{Program, Scratch, require_root, sh, tree, within};
 /// How long a test on a desktop may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A mounted desktop `d` on version `v:1`.
+/// Whether the suites run over plain directories: `REROOT_TEST_LAYERS=directories`.
+pub fn over_directories() -> bool {
+    match std::env::var("REROOT_TEST_LAYERS").as_deref() {
+        Ok("directories") => true,
+        Ok("version") | Err(_) => false,
+        Ok(other) => panic!("REROOT_TEST_LAYERS={other}: it is `version` or `directories`"),
+    }
+}
+
+/// A mounted desktop `d` on version `v:1`, or the same over plain directories: see [`over_directories`].
 #[derive(Clone, Debug)]
 pub struct Desk {
     /// The program with its store.
@@ -20,6 +29,8 @@ pub struct Desk {
     /// Its user layer on the host's file system.
     pub user: PathBuf,
     options: String,
+    /// The options that name the directories, where the view is over some.
+    layers: Option<String>,
 }
 
 impl Desk {
@@ -45,8 +56,24 @@ impl Desk {
     /// Unmounts and mounts again.
     #[track_caller]
     pub fn remount(&self) {
-        self.program.ok(&["umount", "d"]);
-        self.program.mount_with("d", &self.mnt, &self.options).forget();
+        self.umount();
+        self.mount();
+    }
+
+    fn mount(&self) {
+        match &self.layers {
+            None => self.program.mount_with("d", &self.mnt, &self.options).forget(),
+            Some(layers) => {
+                let list = format!("{layers},{}", self.options);
+                let mnt = self.mnt.as_os_str();
+                self.program.ok(&["overlay".as_ref(), "-o".as_ref(), list.as_ref(), mnt]);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn umount(&self) {
+        self.program.umount(&self.mnt);
     }
 
     /// Makes the kernel forget what it can of names and inodes.
@@ -62,16 +89,29 @@ pub fn desk(options: &str, fill: impl FnOnce(&Path), test: impl FnOnce(&Desk) + 
     require_root();
     let scratch = Scratch::new();
     let program = Program::new(&scratch);
-    let source = tree::import(&scratch, &program, "v:1", None, fill);
-    program.ok(&["create", "d", "v:1"]);
-    program.mount_with("d", scratch.mnt(), options).forget();
-    let desk = Desk {
+    let mut desk = Desk {
         program: program.clone(),
         mnt: scratch.mnt(),
-        source,
+        source: scratch.join("src-v-1"),
         user: scratch.store().join("desktops/d/user"),
         options: options.into(),
+        layers: None,
     };
-    within(LIMIT, "the test", move || test(&desk));
-    program.ok(&["umount", "d"]);
+    if over_directories() {
+        scratch.dir("src-v-1");
+        fill(&desk.source);
+        desk.user = scratch.dir("upper");
+        let (lower, upper, work) = (desk.source.display(), desk.user.display(), scratch.dir("work"));
+        desk.layers = Some(format!("lowerdir={lower},upperdir={upper},workdir={}", work.display()));
+    } else {
+        tree::import(&scratch, &program, "v:1", None, fill);
+        program.ok(&["create", "d", "v:1"]);
+    }
+    desk.mount();
+    let desk = &desk;
+    within(LIMIT, "the test", {
+        let desk = desk.clone();
+        move || test(&desk)
+    });
+    desk.umount();
 }

@@ -268,12 +268,12 @@ impl Program {
     /// Unmounts; that must succeed. A mount may be in use a moment longer than the test uses it: a command that
     /// another thread starts has copies of this process's descriptors until it becomes its own program.
     #[track_caller]
-    fn umount(&self, point: &Path) {
+    pub fn umount(&self, point: &Path) {
         let began = Instant::now();
         loop {
             let answer = self.run(&[OsStr::new("umount"), point.as_os_str()]);
             let busy = answer.code == Some(1) && answer.err().contains("is in use");
-            if !busy || began.elapsed() > Duration::from_secs(10) {
+            if !busy || began.elapsed() > Duration::from_secs(60) {
                 answer.ok();
                 return;
             }

@@ -100,7 +100,16 @@ impl Drop for Scratch {
             eprintln!("{}: still mounted, so it stays", self.path.display());
             return;
         }
-        let _ = Command::new("rm").args(["-rf", "--one-file-system", "--"]).arg(&self.path).status();
+        let remove = || {
+            let mut rm = Command::new("rm");
+            rm.args(["-rf", "--one-file-system", "--"]).arg(&self.path).stderr(Stdio::null());
+            rm.status().is_ok_and(|s| s.success())
+        };
+        if !remove() {
+            // Something immutable, of a test that failed in between.
+            let _ = Command::new("chattr").args(["-R", "-f", "-ia", "--"]).arg(&self.path).status();
+            remove();
+        }
     }
 }
 
@@ -147,7 +156,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// Processes of the program under test that speak of a path beneath `dir` in their arguments or environment.
-fn daemons(dir: &Path) -> Vec<u32> {
+pub fn daemons(dir: &Path) -> Vec<u32> {
     let program = Path::new(env!("CARGO_BIN_EXE_reroot"));
     let needle = dir.as_os_str().as_encoded_bytes();
     let mut out = Vec::new();

@@ -1,0 +1,220 @@
+//! Directories: listing while entries come and go, positions, large ones, link counts.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{DirEntryExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs as rfs;
+
+use crate::common::desk::desk;
+use crate::common::tree::{self, Item};
+use crate::sys::Stream;
+use crate::twins::twins;
+
+const MANY: usize = 100_000;
+/// As many of them are made in the view.
+const USERS: usize = 15_000;
+
+/// Every name from the stream's place on, `.` and `..` left out.
+fn rest(stream: &mut Stream) -> Vec<String> {
+    let mut out = Vec::new();
+    while let Some((name, _)) = stream.next().unwrap() {
+        if name != b"." && name != b".." {
+            out.push(String::from_utf8(name).unwrap());
+        }
+    }
+    out
+}
+
+#[test]
+fn a_directory_of_100_000_entries_keeps_its_positions_while_entries_come_and_go() {
+    let fill = |dir: &Path| {
+        fs::create_dir(dir.join("big")).unwrap();
+        for i in 0..MANY - USERS {
+            File::create(dir.join(format!("big/stack-{i}"))).unwrap();
+        }
+    };
+    desk("", fill, |d| {
+        for i in 0..USERS {
+            File::create(d.at(format!("big/user-{i}"))).unwrap();
+        }
+        let mut stream = Stream::open(&d.at("big")).unwrap();
+        let mut places = Vec::new();
+        let mut order = Vec::new();
+        while let Some((name, after)) = stream.next().unwrap() {
+            order.push(name);
+            places.push(after);
+        }
+        assert_eq!(order.len(), MANY + 2, "with . and ..");
+        assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), MANY + 2, "no name is listed twice");
+        // Entries go before and behind every place, and new ones come.
+        let mut gone = BTreeSet::new();
+        for i in (0..USERS).step_by(97) {
+            for kind in ["stack", "user"] {
+                let name = format!("{kind}-{i}");
+                fs::remove_file(d.at("big").join(&name)).unwrap();
+                gone.insert(name.into_bytes());
+            }
+            fs::write(d.at(format!("big/new-{i}")), "").unwrap();
+        }
+        for at in [0, 1, 10, 1000, 50_001, MANY - 3, MANY] {
+            stream.seek(places[at]);
+            let mut want =
+                order[at + 1..].iter().filter(|n| !gone.contains(*n) && !matches!(&n[..], b"." | b".."));
+            // What was there all the time comes exactly once, in the order of before; what came or went may come.
+            let seen: Vec<Vec<u8>> = rest(&mut stream).into_iter().map(String::into_bytes).collect();
+            let stayed: Vec<&Vec<u8>> =
+                seen.iter().filter(|n| !gone.contains(*n) && !n.starts_with(b"new-")).collect();
+            assert!(stayed.iter().all(|n| Some(*n) == want.next()), "from place {at}");
+            assert_eq!(want.next(), None, "from place {at}");
+        }
+        stream.rewind();
+        let now: BTreeSet<String> = rest(&mut stream).into_iter().collect();
+        let news = USERS.div_ceil(97);
+        assert_eq!(now.len(), MANY - gone.len() + news);
+        assert!(gone.iter().all(|n| !now.contains(std::str::from_utf8(n).unwrap())));
+        drop(stream);
+        d.remount();
+        assert_eq!(fs::read_dir(d.at("big")).unwrap().count(), now.len());
+    });
+}
+
+#[test]
+fn a_position_of_one_handle_holds_while_everything_before_it_is_removed() {
+    fn fill(dir: &Path) {
+        for i in 0..300 {
+            fs::write(dir.join(format!("entry-{i:03}")), "x").unwrap();
+        }
+    }
+    // What `rm -r` of many programs does: read some, remove them, read on.
+    twins(fill, |at| {
+        let mut stream = Stream::open(at.dir()).unwrap();
+        let (mut seen, mut removed) = (BTreeSet::new(), 0);
+        while let Some((name, _)) = stream.next().unwrap() {
+            let name = String::from_utf8(name).unwrap();
+            if name.starts_with("entry-") {
+                fs::remove_file(at.path(&name)).unwrap();
+                removed += 1;
+                assert!(seen.insert(name));
+            }
+        }
+        at.note("removed", removed);
+        stream.rewind();
+        at.note("left", rest(&mut stream));
+    });
+}
+
+#[test]
+fn types_and_numbers_of_a_listing_are_those_of_stat() {
+    fn fill(dir: &Path) {
+        tree::write(
+            dir,
+            &[
+                ("file", Item::File(b"x")),
+                ("pair", Item::Same("file")),
+                ("dir/sub/deep", Item::File(b"x")),
+                ("link", Item::Link("file")),
+                ("moved/x", Item::File(b"x")),
+            ],
+        );
+        crate::common::sh(dir, "mkfifo pipe; mknod null c 1 3; mknod nil c 0 0; mknod disk b 8 0").ok();
+    }
+    twins(fill, |at| {
+        fs::write(at.path("file"), "copied up").unwrap();
+        fs::rename(at.path("moved"), at.path("dir/moved")).unwrap();
+        fs::create_dir(at.path("dir/made")).unwrap();
+        rfs::chmod(at.path("pipe"), rfs::Mode::from_raw_mode(0o600)).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at.path("s")).unwrap();
+        for dir in ["", "dir", "dir/moved", "dir/sub"] {
+            let mut seen = Vec::new();
+            for entry in fs::read_dir(at.path(dir)).unwrap() {
+                let entry = entry.unwrap();
+                let (kind, m) = (entry.file_type().unwrap(), fs::symlink_metadata(entry.path()).unwrap());
+                assert_eq!(entry.ino(), m.ino(), "{:?}", entry.path());
+                assert_eq!(kind, m.file_type(), "{:?}", entry.path());
+                seen.push((
+                    entry.file_name(),
+                    kind.is_dir(),
+                    kind.is_fifo(),
+                    kind.is_char_device(),
+                    kind.is_socket(),
+                ));
+            }
+            seen.sort();
+            at.note(dir, seen);
+            // `.` and `..` come first and have their directories' numbers.
+            let mut stream = Stream::open(&at.path(dir)).unwrap();
+            let mut dots = BTreeSet::new();
+            while let Some((name, _)) = stream.next().unwrap() {
+                if name.starts_with(b".") {
+                    dots.insert(name);
+                }
+            }
+            at.note("dots", dots);
+        }
+    });
+}
+
+#[test]
+fn link_counts_of_directories_count_their_subdirectories() {
+    fn fill(dir: &Path) {
+        tree::write(
+            dir,
+            &[
+                ("a/b/c", Item::Dir(0o755)),
+                ("a/d", Item::Dir(0o755)),
+                ("a/file", Item::File(b"")),
+                ("e", Item::Dir(0o755)),
+            ],
+        );
+    }
+    twins(fill, |at| {
+        let look = || {
+            for name in [".", "a", "a/b", "e", "a/new"] {
+                at.note(name, fs::metadata(at.path(name)).map(|m| m.nlink()).ok());
+            }
+        };
+        look();
+        fs::create_dir(at.path("a/new")).unwrap();
+        look();
+        fs::rename(at.path("a/b"), at.path("e/b")).unwrap();
+        look();
+        fs::rename(at.path("a/new"), at.path("a/d")).unwrap();
+        look();
+        rfs::renameat_with(rfs::CWD, at.path("a/file"), rfs::CWD, at.path("e/b"), rfs::RenameFlags::EXCHANGE)
+            .unwrap();
+        look();
+        fs::remove_dir_all(at.path("a")).unwrap();
+        look();
+        fs::create_dir(at.path("a")).unwrap();
+        look();
+    });
+}
+
+#[test]
+fn what_removing_refuses_and_allows() {
+    fn fill(dir: &Path) {
+        tree::write(
+            dir,
+            &[
+                ("full/x", Item::File(b"x")),
+                ("empty", Item::Dir(0o755)),
+                ("file", Item::File(b"x")),
+                ("link", Item::Link("empty")),
+            ],
+        );
+    }
+    twins(fill, |at| {
+        for name in [
+            "full", "file", "file/x", "absent", ".", "full/..", "link", "link/", "empty/.", "empty",
+            "full/x", "full",
+        ] {
+            at.did(&format!("rmdir {name}"), rfs::unlinkat(rfs::CWD, at.path(name), rfs::AtFlags::REMOVEDIR));
+            at.did(&format!("unlink {name}"), rfs::unlinkat(rfs::CWD, at.path(name), rfs::AtFlags::empty()));
+            at.did(&format!("mkdir {name}"), rfs::mkdir(at.path(name), rfs::Mode::from_raw_mode(0o755)));
+        }
+        at.did("mkdir with a slash", rfs::mkdir(at.path("new/"), rfs::Mode::from_raw_mode(0o755)));
+        at.did("creat with a slash", File::create(at.path("newer/")).map(drop));
+    });
+}
