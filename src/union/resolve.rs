@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::attributes::Attributes;
 use super::lower::{Entry, Lower, Stack, Tree};
 use super::marks::{Found, Marks, PinMark};
-use super::node::{BORN, Node, ROOT, State, born_generation, born_number};
+use super::node::{BORN, Name, Node, ROOT, State, born_generation, born_number};
 use super::{Answer, Fail, Pin, View};
 use crate::layer::index;
 use crate::store::Digest;
@@ -519,18 +519,22 @@ impl View {
     /// Where a node that is not a directory stands in the user layer. Of several names one may lead elsewhere
     /// since a swap: the one that is taken leads to the node's file. The caller holds `names`.
     pub(crate) fn upper_place(&self, node: &Arc<Node>) -> Answer<(Arc<OwnedFd>, Box<[u8]>)> {
-        let (names, host) = {
+        let (first, several, host) = {
             let state = node.state();
-            (state.names.clone(), state.host)
+            (state.names.first().cloned(), state.names.len() > 1, state.host)
         };
-        let several = names.len() > 1;
-        for (parent, name) in names {
-            let Ok(dir) = self.upper_dir(&parent) else { continue };
-            if !several || host.is_none() || sys::stat_at(&*dir, &name).is_ok_and(|s| Some(s.ino) == host) {
-                return Ok((dir, name));
-            }
+        let leads_here = |(parent, name): Name| {
+            let dir = self.upper_dir(&parent).ok()?;
+            let here =
+                !several || host.is_none() || sys::stat_at(&*dir, &name).is_ok_and(|s| Some(s.ino) == host);
+            here.then_some((dir, name))
+        };
+        if let Some(found) = first.and_then(leads_here) {
+            return Ok(found);
         }
-        Err(Fail(libc::ESTALE))
+        // A file may have 65,000 names: they are copied only where the first one leads elsewhere.
+        let others: Vec<Name> = node.state().names.iter().skip(1).cloned().collect();
+        others.into_iter().find_map(leads_here).ok_or(Fail(libc::ESTALE))
     }
 
     /// Whether a change may reach a node: not one whose names lead elsewhere since a swap. What the user has is

@@ -36,6 +36,13 @@ impl Disk {
         Disk { point }
     }
 
+    /// Does not wait for the disk beneath at each fsync (ext4): for tests with many of them that are not about power
+    /// cuts.
+    #[track_caller]
+    pub fn careless(&self) {
+        step(Command::new("mount").args(["-o", "remount,nobarrier"]).arg(&self.point));
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.point
