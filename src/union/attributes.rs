@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::lower::Lower;
 use super::marks::{Changed, Marks, PinMark};
 use super::node::{Node, ROOT};
+use super::plant::planted;
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, SetTime, Stat, Time};
 use crate::sys::xattr;
@@ -200,6 +201,9 @@ impl View {
         } else if gone {
             out.nlink = if node.is_dir() { 0 } else { stat.nlink };
         }
+        if planted("link-does-not-count") && !node.is_dir() && out.nlink > 1 {
+            out.nlink -= 1;
+        }
         Ok(out)
     }
 
@@ -303,7 +307,11 @@ impl View {
             self.note_changed(&node, &fd, &changed)?;
         }
         let _names = self.names.read();
-        self.attributes(pin, &node)
+        let mut now = self.attributes(pin, &node)?;
+        if change.size.is_some() && planted("truncate-answers-another-size") {
+            now.size += 4096;
+        }
+        Ok(now)
     }
 
     /// The mode that a file has after a change of owner, where the host's file may have another one:
@@ -400,6 +408,7 @@ impl View {
         let mut state = node.state();
         let Some(follows) = state.upper.as_mut().and_then(|m| m.follows.as_mut()) else { return Ok(()) };
         let mut joined = follows.clone();
+        let changed = &Changed { mode: changed.mode && !planted("chmod-is-not-noted"), ..changed.clone() };
         if joined.join(changed) {
             user.marks.set_own(fd, "meta", &joined.encode())?;
             *follows = joined;

@@ -15,6 +15,7 @@ use super::attributes::Attributes;
 use super::lower::{Content, Lower};
 use super::marks::{Changed, Found, Marks, PinMark};
 use super::node::{BORN, Name, Node};
+use super::plant::planted;
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -43,6 +44,10 @@ impl View {
     pub(crate) fn copy_up(&self, pin: &Pin, node: &Arc<Node>, depth: Depth) -> Answer<()> {
         self.writable()?;
         if node.is_dir() {
+            {
+                let _names = self.names.read();
+                self.dir_still_shown(node)?;
+            }
             return self.copy_up_dir(pin, node);
         }
         // Only regular files have content that is worth leaving below.
@@ -183,6 +188,9 @@ impl View {
     ) -> Answer<(Vec<u8>, Option<File>, Marks)> {
         let user = self.writable()?;
         let mut marks = Marks { number: (!fresh).then_some(node.id), ..Marks::default() };
+        if planted("copy-up-changes-the-number") {
+            marks.number = None;
+        }
         let mut open = None;
         let temporary = user.temporary_name();
         match node.format {
@@ -284,14 +292,15 @@ impl View {
             Err(e) if !root && e.raw_os_error() == Some(libc::EPERM) => {}
             r => r?,
         }
-        for (name, value) in xattrs {
+        for (name, value) in xattrs.iter().filter(|_| !planted("copy-up-loses-xattrs")) {
             match xattr::set(fd.as_fd(), &user.marks.escape(name), value, xattr::Set::Any) {
                 Err(e) if !root && e.raw_os_error() == Some(libc::EPERM) => {}
                 r => r?,
             }
         }
         if node.format != libc::S_IFLNK {
-            sys::chmod(fd.as_fd(), attributes.mode)?;
+            let lost = if planted("copy-up-drops-setgid") { libc::S_ISGID } else { 0 };
+            sys::chmod(fd.as_fd(), attributes.mode & !lost)?;
         }
         sys::set_times(fd, SetTime::To(attributes.atime), SetTime::To(attributes.mtime))?;
         Ok(())
@@ -514,7 +523,7 @@ impl View {
         }
         let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
-        if lower.is_linked() {
+        if lower.is_linked() && !planted("copy-up-breaks-links") {
             let moved = if lower.pinned { moved_above(node) } else { None };
             for (parent, name) in lower.group()? {
                 let dir = match &moved {
@@ -557,8 +566,12 @@ impl View {
         }
         let parent = {
             let _names = self.names.read();
-            self.dir_still_shown(node)?;
-            if node.state().gone { None } else { Some(node.place()?.0) }
+            let gone = node.state().gone;
+            if !gone && !self.dir_is_shown(&self.pin(), node)? {
+                // A swap removed it while somebody stands in it: as after rmdir(2).
+                return Err(Fail(libc::ENOENT));
+            }
+            if gone { None } else { Some(node.place()?.0) }
         };
         if let Some(parent) = parent {
             self.copy_up_dir(pin, &parent)?;

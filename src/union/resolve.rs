@@ -573,15 +573,25 @@ impl View {
         Ok(())
     }
 
-    /// The same for a directory of the stack that is about to be brought up. Who holds one open that a swap displaced
-    /// has a directory without a name; what stands at its place now is another's. The caller holds `names`.
-    pub(crate) fn dir_still_shown(&self, node: &Arc<Node>) -> Answer<()> {
-        let pin = self.pin();
-        if node.id == ROOT || node.state().gone {
-            return Ok(());
+    /// Whether the name of a directory leads to it. The caller holds `names`.
+    pub(crate) fn dir_is_shown(&self, pin: &Pin, node: &Arc<Node>) -> Answer<bool> {
+        if node.id == ROOT {
+            return Ok(true);
         }
         let (parent, name) = node.place()?;
-        if self.child(&pin, &parent, &name)?.is_some_and(|c| Arc::ptr_eq(&c, node)) {
+        Ok(self.child(pin, &parent, &name)?.is_some_and(|c| Arc::ptr_eq(&c, node)))
+    }
+
+    /// As [`View::still_shown`] for a directory whose attributes are about to be changed: who holds one open that a
+    /// swap displaced has a directory without a name, and what stands at its place now is another. The caller holds
+    /// `names`.
+    pub(crate) fn dir_still_shown(&self, node: &Arc<Node>) -> Answer<()> {
+        let pin = self.pin();
+        let free = {
+            let state = node.state();
+            state.gone || state.upper.is_some()
+        };
+        if free || self.dir_is_shown(&pin, node)? {
             return Ok(());
         }
         if !self.is_told(&pin) {

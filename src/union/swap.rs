@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::lower::{Stack, Tree};
 use super::marks::{Found, Namespace, PinMark};
 use super::node::Node;
+use super::plant::planted;
 use super::resolve::{other_number, split_number};
 use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
@@ -384,6 +385,9 @@ impl View {
                     })
                 };
                 out.extend(ids.iter().filter(held).map(|id| Notice::Attributes(*id)));
+            }
+            if change.old.is_none() && planted("swap-keeps-what-was-not-there") {
+                continue;
             }
             dirs.insert(parent);
             if known && !carries_mount(&change.path, mounts) {

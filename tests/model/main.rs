@@ -34,7 +34,7 @@ use oracle::Version;
 use trial::{SLOTS, Station, Trial, World};
 
 /// Sequences that run where nothing else is said; all counters are reached then.
-const SEQUENCES: u64 = 10_000;
+const SEQUENCES: u64 = 1_000;
 /// Operations in a sequence.
 const LENGTH: usize = 25;
 /// Operations between two comparisons of the whole trees.
