@@ -225,6 +225,9 @@ fn a_name_that_the_users_file_hides_is_no_link_of_the_group() {
     let fill = |dir: &Path| tree::write(dir, &[("file", Item::File(b"content"))]);
     desk("", fill, |d| {
         fs::write(d.at("second"), "mine").unwrap();
+        if crate::common::desk::over_directories() {
+            return; // Nothing is swapped there.
+        }
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
         crate::common::sh(&next, &format!("cp -a {}/. .; ln file second; ln file third", d.source.display()))
