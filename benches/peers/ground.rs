@@ -1,0 +1,206 @@
+//! Where the comparison takes place: trees on ext4, and the same tree as each peer shows it.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+const REROOT: &str = env!("CARGO_BIN_EXE_reroot");
+
+/// Who shows a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The tree itself; a copy of it where the work writes.
+    Native,
+    /// The kernel's overlayfs with `redirect_dir=on`.
+    Overlay,
+    /// fuse-overlayfs as podman calls it.
+    FuseOverlay,
+    /// A desktop of ours.
+    Reroot,
+    /// A version of ours as read-only plain files.
+    Inspect,
+}
+
+/// A scratch directory on a real file system, with a store and the trees in it.
+pub struct Ground {
+    dir: PathBuf,
+    count: Cell<u32>,
+}
+
+impl Ground {
+    /// Makes one beneath `$TMPDIR`, else `/var/tmp`.
+    pub fn new() -> Ground {
+        let top = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let dir = top.join(format!("rrpeers-{}", std::process::id()));
+        for name in ["trees", "shows"] {
+            fs::create_dir_all(dir.join(name)).expect("scratch directory");
+        }
+        Ground { dir, count: Cell::new(0) }
+    }
+
+    /// Where the tree lies.
+    pub fn tree(&self, name: &str) -> PathBuf {
+        self.dir.join("trees").join(name)
+    }
+
+    /// A directory beside the trees, for what a row needs besides them.
+    pub fn aside(&self, name: &str) -> PathBuf {
+        let dir = self.dir.join(name);
+        fs::create_dir_all(&dir).expect("directory");
+        dir
+    }
+
+    /// Makes a tree unless it is there, and the version `NAME:1` from it.
+    pub fn make(&self, name: &str, fill: impl FnOnce(&Path)) {
+        let tree = self.tree(name);
+        if tree.exists() {
+            return;
+        }
+        eprintln!("making the tree {name}");
+        fs::create_dir(&tree).expect("tree");
+        fill(&tree);
+        self.reroot(&["import", &format!("dir:{}", tree.display()), &format!("{name}:1")]);
+        sync();
+    }
+
+    /// Removes a tree and its version.
+    pub fn drop_tree(&self, name: &str) {
+        if self.tree(name).exists() {
+            self.reroot(&["untag", &format!("{name}:1")]);
+            self.reroot(&["gc"]);
+            remove(&self.tree(name));
+        }
+    }
+
+    /// Runs a command of ours on the store.
+    pub fn reroot(&self, args: &[&str]) -> String {
+        let mut command = Command::new(REROOT);
+        command.arg("--store").arg(self.dir.join("store")).args(args);
+        let out = command.output().expect("reroot runs");
+        assert!(out.status.success(), "reroot {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// Shows a tree through a peer. Without `writes` the native side is the tree itself.
+    pub fn show(&self, peer: Peer, tree: &str, writes: bool) -> Show<'_> {
+        self.count.set(self.count.get() + 1);
+        let id = self.count.get();
+        let home = self.dir.join("shows").join(id.to_string());
+        for name in ["mnt", "upper", "work"] {
+            fs::create_dir_all(home.join(name)).expect("directory");
+        }
+        let lower = self.tree(tree);
+        let mut root = home.join("mnt");
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            home.join("upper").display(),
+            home.join("work").display()
+        );
+        let desktop = format!("d{id}");
+        match peer {
+            Peer::Native if writes => {
+                call(Command::new("cp").arg("-a").arg(lower.join(".")).arg(&root));
+                sync();
+            }
+            Peer::Native => root = lower,
+            Peer::Overlay => {
+                let options = format!("{layers},redirect_dir=on");
+                call(Command::new("mount").args(["-t", "overlay", "peers", "-o", &options]).arg(&root));
+            }
+            Peer::FuseOverlay => call(Command::new("fuse-overlayfs").args(["-o", &layers]).arg(&root)),
+            Peer::Reroot => {
+                self.reroot(&["create", &desktop, &format!("{tree}:1")]);
+                self.reroot(&["mount", &desktop, &root.display().to_string()]);
+            }
+            Peer::Inspect => {
+                self.reroot(&["inspect", &format!("{tree}:1"), &root.display().to_string()]);
+            }
+        }
+        Show { ground: self, peer, root, home, desktop }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        remove(&self.dir);
+    }
+}
+
+/// A tree as one peer shows it; goes with what it wrote.
+pub struct Show<'a> {
+    ground: &'a Ground,
+    /// Who shows it.
+    pub peer: Peer,
+    /// Where.
+    pub root: PathBuf,
+    home: PathBuf,
+    desktop: String,
+}
+
+impl Drop for Show<'_> {
+    fn drop(&mut self) {
+        let point = self.home.join("mnt");
+        match self.peer {
+            Peer::Native => {}
+            Peer::Overlay | Peer::FuseOverlay => {
+                // A process that just ended may still be letting go of its files.
+                for _ in 0..100 {
+                    let done = Command::new("umount").arg(&point).stderr(Stdio::null()).status();
+                    if done.is_ok_and(|s| s.success()) {
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+            }
+            Peer::Reroot => {
+                self.ground.reroot(&["umount", &self.desktop]);
+                self.ground.reroot(&["rm", &self.desktop]);
+            }
+            Peer::Inspect => {
+                self.ground.reroot(&["umount", &point.display().to_string()]);
+            }
+        }
+        remove(&self.home);
+    }
+}
+
+/// Runs a command to its end; it must succeed.
+pub fn call(command: &mut Command) {
+    let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+/// Runs a shell script in a directory; it must succeed.
+pub fn sh(dir: &Path, script: &str) {
+    call(Command::new("sh").current_dir(dir).args(["-euc", script]));
+}
+
+/// Removes a directory, and nothing that is mounted in it.
+pub fn remove(dir: &Path) {
+    let _ = Command::new("rm").args(["-rf", "--one-file-system", "--"]).arg(dir).status();
+}
+
+/// Everything written is on the disk.
+pub fn sync() {
+    rustix::fs::sync();
+}
+
+/// Empties the kernel's caches of pages, entries and inodes.
+pub fn drop_caches() {
+    sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches, as root");
+}
+
+/// A descriptor of a directory, for work on its names alone.
+pub fn open_dir(dir: &Path) -> rustix::fd::OwnedFd {
+    rustix::fs::openat(CWD, dir, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).expect("directory")
+}
