@@ -239,6 +239,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let _ = house.join();
     drop(control);
     let _ = std::fs::remove_file(&socket);
+    view.finish();
     if let Err(e) = view.sync() {
         log::error!("the last sync of the user layer: error {}", e.0);
     }
@@ -424,6 +425,7 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
             since += step;
         }
         running.tell(&running.view.take_notices());
+        running.view.finish();
         let done: Vec<_> = running.late.lock().extract_if(.., |(old, _)| View::drained(old)).collect();
         for (old, notices) in done {
             running.tell(&notices);

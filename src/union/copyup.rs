@@ -45,31 +45,71 @@ impl View {
         if node.is_dir() {
             return self.copy_up_dir(pin, node);
         }
+        self.copy_up_file(pin, node, depth, false)
+    }
+
+    /// [`View::copy_up`] for what is not a directory. With `waits` it gives up where the file is read past the daemon.
+    fn copy_up_file(&self, pin: &Pin, node: &Arc<Node>, wanted: Depth, waits: bool) -> Answer<()> {
         // Only regular files have content that is worth leaving below.
-        let leaves = match depth {
+        let leaves = match wanted {
             Depth::Attributes => self.settings.metacopy,
             Depth::Pin => self.settings.metacopy && node.is_file(),
             Depth::Empty => node.is_file(),
             Depth::Content => false,
         };
-        let depth = if leaves { depth } else { Depth::Content };
+        let mut depth = if leaves { wanted } else { Depth::Content };
         let copying = node.copying.lock();
         {
             let _names = self.names.read();
-            self.still_shown(node, matches!(depth, Depth::Content | Depth::Empty))?;
+            self.still_shown(node, matches!(wanted, Depth::Content | Depth::Empty))?;
         }
         if self.is_up(node, depth) {
             return Ok(());
         }
-        let fresh = matches!(depth, Depth::Content | Depth::Empty) && self.read_past_us(node);
+        let mut fresh = matches!(depth, Depth::Content | Depth::Empty) && self.read_past_us(node);
+        if fresh && waits {
+            return Err(Fail(libc::EBUSY));
+        }
+        if fresh && depth != wanted && node.is_file() {
+            // With its content the file would get another number. What is asked for needs none yet: it follows when the
+            // readers are done.
+            (depth, fresh) = (wanted, false);
+            if self.is_up(node, depth) {
+                return Ok(());
+            }
+            self.unfinished.lock().push(node.clone());
+        }
         let has_upper = node.state().upper.is_some();
         let fresh = if has_upper {
-            self.deepen(pin, node, depth, fresh)?
+            self.deepen(pin, node, depth, fresh, waits)?
         } else {
             self.bring(pin, node, depth, fresh)?
         };
         drop(copying);
         if fresh { Err(Fail(libc::ESTALE)) } else { Ok(()) }
+    }
+
+    /// Gives files their content that came up without it while they were read past the daemon, unless they still are.
+    pub fn finish(&self) {
+        let files = std::mem::take(&mut *self.unfinished.lock());
+        for node in files {
+            let (gone, open) = {
+                let state = node.state();
+                (state.gone, state.passed > 0)
+            };
+            let result = if open {
+                Err(Fail(libc::EBUSY))
+            } else if gone {
+                Ok(())
+            } else {
+                self.copy_up_file(&self.pin(), &node, Depth::Content, true)
+            };
+            match result {
+                Ok(()) => {}
+                Err(Fail(libc::EBUSY)) => self.unfinished.lock().push(node),
+                Err(e) => log::error!("a file of the user layer stays without its content: error {}", e.0),
+            }
+        }
     }
 
     fn is_up(&self, node: &Node, depth: Depth) -> bool {
@@ -372,7 +412,7 @@ impl View {
     }
 
     /// Goes deeper with a file that is in the user layer without its content.
-    fn deepen(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool) -> Answer<bool> {
+    fn deepen(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, waits: bool) -> Answer<bool> {
         let user = self.writable()?;
         let (handle, attributes, xattrs) = {
             let _names = self.names.read();
@@ -423,7 +463,11 @@ impl View {
         // Nobody opens the file while its content changes hands.
         let _names = self.names.write();
         self.still_shown(node, true)?;
-        let fresh = fresh || (file.is_some() && node.state().passed > 0);
+        let read = file.is_some() && node.state().passed > 0;
+        if read && waits {
+            return Err(Fail(libc::EBUSY));
+        }
+        let fresh = fresh || read;
         if marks.follows.is_some() {
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
         } else {

@@ -144,6 +144,8 @@ pub struct View {
     pub(crate) told: std::sync::atomic::AtomicU64,
     /// The stack before the last swap, until the kernel was told of that.
     pub(crate) before: Mutex<Option<Stack>>,
+    /// Files without their content that are to get it once nobody reads them past the daemon.
+    pub(crate) unfinished: Mutex<Vec<Arc<Node>>>,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
 }
 
@@ -170,6 +172,7 @@ impl View {
             notices: Mutex::default(),
             told: std::sync::atomic::AtomicU64::new(generation),
             before: Mutex::default(),
+            unfinished: Mutex::default(),
             passthrough: std::sync::atomic::AtomicBool::new(settings.data != Data::Coherent),
         })
     }

@@ -632,7 +632,7 @@ impl View {
         let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
         let (stack, top) = match &lower.entry {
             Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),
-            Entry::Plain(..) => return Ok(None),
+            Entry::Plain(stack, top) => (Stack::Directories(stack.clone()), top.path().to_vec()),
         };
         let Some(found) = by_number(&stack, id)? else { return Ok(None) };
         for (parent, name) in found.group()? {

@@ -196,6 +196,9 @@ fn file_handles_last_beyond_forgetting_remounts_and_swaps() {
         by_handle(d, &kept);
         d.remount();
         d.drop_caches();
+        if crate::common::desk::over_directories() {
+            return; // Nothing is swapped there.
+        }
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
         crate::common::sh(

@@ -201,6 +201,9 @@ fn a_group_of_the_stack_is_whole_after_copy_up_remount_and_swap() {
         look(4);
         d.remount();
         look(4);
+        if crate::common::desk::over_directories() {
+            return; // Nothing is swapped there.
+        }
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
         crate::common::sh(&next, &format!("cp -a {}/. .; echo new >other; echo two >a", d.source.display()))

@@ -231,6 +231,9 @@ fn a_swap_beneath_a_renamed_directory_leaves_it_as_it_was_moved() {
         d.sh("mv dir moved; echo mine >moved/sub/mine; rm moved/same");
         let before = tree::listing(&d.at("moved"));
         let open = File::open(d.at("moved/old")).unwrap();
+        if crate::common::desk::over_directories() {
+            return; // Nothing is swapped there.
+        }
         let next = d.source.with_file_name("next");
         fs::create_dir(&next).unwrap();
         crate::common::sh(

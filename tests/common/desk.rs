@@ -82,6 +82,16 @@ impl Desk {
     }
 }
 
+/// In a layer a character device 0:0 is a whiteout: puts in its place what the view makes for one.
+fn keep_null_devices(dir: &Path) {
+    let script = "find . -type c | while read -r f; do
+        [ \"$(stat -c %t:%T \"$f\")\" = 0:0 ] || continue
+        d=$(dirname \"$f\"); touch -r \"$d\" ../.dir-time; touch -r \"$f\" ../.file-time; set -- $(stat -c '%a %u:%g' \"$f\")
+        rm \"$f\"; : >\"$f\"; chown $2 \"$f\"; chmod $1 \"$f\"; setfattr -n trusted.reroot.rdev -v c \"$f\"
+        touch -r ../.file-time \"$f\"; touch -r ../.dir-time \"$d\"; done";
+    sh(dir, script).ok();
+}
+
 /// Imports what `fill` writes, mounts a desktop on it with `options`, and runs a test there. Everything goes
 /// when the test ends or fails; one that hangs fails.
 #[track_caller]
@@ -100,6 +110,7 @@ pub fn desk(options: &str, fill: impl FnOnce(&Path), test: impl FnOnce(&Desk) + 
     if over_directories() {
         scratch.dir("src-v-1");
         fill(&desk.source);
+        keep_null_devices(&desk.source);
         desk.user = scratch.dir("upper");
         let (lower, upper, work) = (desk.source.display(), desk.user.display(), scratch.dir("work"));
         desk.layers = Some(format!("lowerdir={lower},upperdir={upper},workdir={}", work.display()));

@@ -1,5 +1,7 @@
 //! How it is called: options, their syntax, and what is refused.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::{Layers, sh};
 use crate::common::scratch::mount_type;
 
@@ -132,4 +134,29 @@ fn whiteouts_of_oci_layers_are_read_on_request_only() {
     );
     let all = l.seen(&l.lowerdir(), list);
     assert!(all.contains("./.wh.gone ") && all.contains("./opq/old "), "{all}");
+}
+
+#[test]
+fn a_file_that_is_being_read_keeps_its_number_and_is_whole_in_the_upper_directory_afterwards() {
+    let l = Layers::new(&["head -c 3000000 /dev/zero >big; head -c 3000000 /dev/zero >gone"]);
+    let upper = l.at("u");
+    l.mounted(&l.all(), move |mnt| {
+        let open = |name: &str| std::fs::File::open(mnt.join(name)).unwrap();
+        let ino = |name: &str| std::fs::metadata(mnt.join(name)).unwrap().ino();
+        let blocks = |name: &str| std::fs::metadata(upper.join(name)).unwrap().blocks();
+        let (reader, gone, before) = (open("big"), open("gone"), ino("big"));
+        sh(mnt, "chmod 600 big gone; mv big moved; chmod 640 moved; rm gone").ok();
+        assert_eq!((ino("moved"), reader.metadata().unwrap().mode() & 0o777), (before, 0o640));
+        assert!(blocks("moved") < 100, "a copy would have another number");
+        drop((reader, gone));
+        let began = std::time::Instant::now();
+        while blocks("moved") < 5000 {
+            assert!(began.elapsed() < super::LIMIT, "its content did not follow");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(ino("moved"), before);
+    });
+    // So it is a file for everybody, without what `metacopy` asks of its readers.
+    let look = "stat -c %a:%s moved; cmp moved ../l0/big; getfattr -m overlay -d moved";
+    assert_eq!(sh(&l.at("u"), look).ok().out(), "640:3000000\n");
 }
