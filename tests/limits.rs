@@ -272,3 +272,14 @@ fn capabilities_end_when_a_mapping_is_written_through_the_daemon() {
         assert_eq!(capability, Err(rustix::io::Errno::NODATA));
     });
 }
+
+#[test]
+fn times_of_a_pipe_stay_when_it_is_written_to() {
+    desk("", a_file, |d| {
+        let through =
+            "mkfifo pipe; touch -d @1000000000 pipe; (echo x >pipe) & cat pipe; wait; stat -c %Y pipe";
+        assert_eq!(d.sh(through), "x\n1000000000");
+        let plain = common::sh(d.source.parent().expect("parent"), through).ok().out();
+        assert_ne!(plain.trim_end(), "x\n1000000000", "on the file system below they move");
+    });
+}
