@@ -14,7 +14,7 @@ use crate::twins::twins;
 
 const MANY: usize = 100_000;
 /// As many of them are made in the view.
-const USERS: usize = 15_000;
+const USERS: usize = 8_000;
 
 /// Every name from the stream's place on, `.` and `..` left out.
 fn rest(stream: &mut Stream) -> Vec<String> {
@@ -58,7 +58,7 @@ fn a_directory_of_100_000_entries_keeps_its_positions_while_entries_come_and_go(
             }
             fs::write(d.at(format!("big/new-{i}")), "").unwrap();
         }
-        for at in [0, 1, 10, 1000, 50_001, MANY - 3, MANY] {
+        for at in [0, 1000, 50_001, MANY - 3, MANY] {
             stream.seek(places[at]);
             let mut want =
                 order[at + 1..].iter().filter(|n| !gone.contains(*n) && !matches!(&n[..], b"." | b".."));
