@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::lower::Lower;
 use super::marks::{Changed, Marks, PinMark};
 use super::node::{Node, ROOT};
+use super::plant::planted;
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, SetTime, Stat, Time};
 use crate::sys::xattr;
@@ -150,7 +151,9 @@ impl View {
             return match &lower {
                 Some(lower) => {
                     let mut out = lower.attributes(node.id)?;
-                    if node.id != lower.number() && !gone && !node.is_dir() {
+                    if node.state().displaced {
+                        out.nlink = 0;
+                    } else if node.id != lower.number() && !gone && !node.is_dir() {
                         out.nlink = self.split_links(pin, node, lower)?;
                     }
                     Ok(out)
@@ -177,7 +180,17 @@ impl View {
         }
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
-                merged(node.id, &stat, changed, lower)?
+                let mut out = merged(node.id, &stat, changed, lower)?;
+                if !node.is_dir() && !gone && stat.nlink > 1 {
+                    // A swap may have led some of the names that share the file on disk elsewhere.
+                    out.nlink = match lower.links()? {
+                        1 => 1,
+                        // What was moved has all names of its group: see `bring_links`.
+                        _ if lower.pinned => stat.nlink,
+                        _ => self.split_links(pin, node, lower)?,
+                    };
+                }
+                out
             }
             _ => of_stat(node.id, &stat, &marks),
         };
@@ -187,6 +200,9 @@ impl View {
             }
         } else if gone {
             out.nlink = if node.is_dir() { 0 } else { stat.nlink };
+        }
+        if planted("link-does-not-count") && !node.is_dir() && out.nlink > 1 {
+            out.nlink -= 1;
         }
         Ok(out)
     }
@@ -206,8 +222,8 @@ impl View {
             let here = match format {
                 libc::S_IFDIR => true,
                 0 => sys::stat_at(&*dir, &name)?.is_dir(),
-                libc::S_IFREG if below => {
-                    // A file that follows a file of the stack does not hide a directory.
+                _ if below => {
+                    // What follows a file of the stack does not hide a directory.
                     matches!(user.marks.probe(&*dir, &name)?, Some(super::marks::Found::Entry(_, m)) if m.follows.is_some() && m.pin.is_none())
                 }
                 _ => false,
@@ -291,7 +307,11 @@ impl View {
             self.note_changed(&node, &fd, &changed)?;
         }
         let _names = self.names.read();
-        self.attributes(pin, &node)
+        let mut now = self.attributes(pin, &node)?;
+        if change.size.is_some() && planted("truncate-answers-another-size") {
+            now.size += 4096;
+        }
+        Ok(now)
     }
 
     /// The mode that a file has after a change of owner, where the host's file may have another one:
@@ -388,6 +408,7 @@ impl View {
         let mut state = node.state();
         let Some(follows) = state.upper.as_mut().and_then(|m| m.follows.as_mut()) else { return Ok(()) };
         let mut joined = follows.clone();
+        let changed = &Changed { mode: changed.mode && !planted("chmod-is-not-noted"), ..changed.clone() };
         if joined.join(changed) {
             user.marks.set_own(fd, "meta", &joined.encode())?;
             *follows = joined;

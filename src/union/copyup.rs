@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use super::attributes::Attributes;
 use super::lower::{Content, Lower};
 use super::marks::{Found, Marks, PinMark};
-use super::node::{Name, Node};
+use super::node::{BORN, Name, Node};
+use super::plant::planted;
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
 use crate::store::Digest;
@@ -43,6 +44,10 @@ impl View {
     pub(crate) fn copy_up(&self, pin: &Pin, node: &Arc<Node>, depth: Depth) -> Answer<()> {
         self.writable()?;
         if node.is_dir() {
+            {
+                let _names = self.names.read();
+                self.dir_still_shown(node)?;
+            }
             return self.copy_up_dir(pin, node);
         }
         self.copy_up_file(pin, node, depth, false)
@@ -65,7 +70,7 @@ impl View {
             let _names = self.names.read();
             self.still_shown(node, matches!(wanted, Depth::Content | Depth::Empty))?;
         }
-        if self.is_up(node, depth) {
+        if self.is_up(node, depth) && !(depth == Depth::Attributes && self.is_shared(pin, node)?) {
             return Ok(());
         }
         let mut fresh = matches!(depth, Depth::Content | Depth::Empty) && self.read_past_us(node);
@@ -129,6 +134,21 @@ impl View {
         }
     }
 
+    /// Whether a file that follows the stack shares its inode on disk with names that a swap has led elsewhere:
+    /// attributes that are changed under one of them are not those of the others.
+    fn is_shared(&self, pin: &Pin, node: &Arc<Node>) -> Answer<bool> {
+        let follows = {
+            let state = node.state();
+            !state.gone && state.upper.as_ref().is_some_and(|m| m.follows.is_some() && m.pin.is_none())
+        };
+        if !follows {
+            return Ok(false);
+        }
+        let _names = self.names.read();
+        let on_disk = sys::stat(self.upper_handle(node)?)?.nlink;
+        Ok(on_disk > 1 && on_disk > self.attributes(pin, node)?.nlink)
+    }
+
     /// Whether handles read the stack's object past the daemon: then the inode cannot change its backing.
     fn read_past_us(&self, node: &Node) -> bool {
         let begin = Instant::now();
@@ -172,19 +192,32 @@ impl View {
         placed
     }
 
-    /// Goes deeper with a file that follows the stack and shares its inode on disk with names that a swap has
+    /// Goes on with a file that follows the stack and shares its inode on disk with names that a swap has
     /// led elsewhere: they keep the old inode, and this one gets another.
     fn split(&self, pin: &Pin, node: &Arc<Node>, depth: Depth, fresh: bool, names: &[Name]) -> Answer<bool> {
         let user = self.writable()?;
-        let (attributes, xattrs, version) = {
+        let (left, attributes, xattrs, version) = {
             let _names = self.names.read();
+            let left = self.upper_handle(node)?;
             let version = node.state().lower.as_ref().and_then(Lower::version);
-            (self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
+            (left, self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
         };
-        let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        let changed = node.state().upper.as_ref().and_then(|m| m.follows.clone());
+        let (temporary, file, mut marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
+        if let (Some(follows), Some(changed)) = (&mut marks.follows, changed) {
+            // What the user has changed of it stays his.
+            let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
+            user.marks.set_own(&handle, "meta", &changed.encode())?;
+            *follows = changed;
+        }
         let placed = self.place_prepared(pin, node, &temporary, file, names, &marks, fresh);
-        if placed.is_err() {
-            let _ = sys::unlink_at(&user.work, &temporary);
+        match placed {
+            // Where the number went with these names, what is left finds its own on each stack.
+            Ok(_) if user.marks.read(&left)?.number == Some(node.id) => {
+                user.marks.clear(&left, &user.marks.own("ino"))?;
+            }
+            Ok(_) => {}
+            Err(_) => drop(sys::unlink_at(&user.work, &temporary)),
         }
         placed
     }
@@ -201,6 +234,9 @@ impl View {
     ) -> Answer<(Vec<u8>, Option<File>, Marks)> {
         let user = self.writable()?;
         let mut marks = Marks { number: (!fresh).then_some(node.id), ..Marks::default() };
+        if planted("copy-up-changes-the-number") {
+            marks.number = None;
+        }
         let mut open = None;
         let temporary = user.temporary_name();
         match node.format {
@@ -305,14 +341,15 @@ impl View {
             Err(e) if !root && e.raw_os_error() == Some(libc::EPERM) => {}
             r => r?,
         }
-        for (name, value) in xattrs {
+        for (name, value) in xattrs.iter().filter(|_| !planted("copy-up-loses-xattrs")) {
             match xattr::set(fd.as_fd(), &user.marks.escape(name), value, xattr::Set::Any) {
                 Err(e) if !root && e.raw_os_error() == Some(libc::EPERM) => {}
                 r => r?,
             }
         }
         if node.format != libc::S_IFLNK {
-            sys::chmod(fd.as_fd(), attributes.mode)?;
+            let lost = if planted("copy-up-drops-setgid") { libc::S_ISGID } else { 0 };
+            sys::chmod(fd.as_fd(), attributes.mode & !lost)?;
         }
         sys::set_times(fd, SetTime::To(attributes.atime), SetTime::To(attributes.mtime))?;
         Ok(())
@@ -430,7 +467,7 @@ impl View {
         let version = node.state().lower.as_ref().and_then(Lower::version);
         let mut marks = node.state().upper.clone().ok_or(Fail(libc::EIO))?;
         let follows = marks.follows.is_some() && marks.pin.is_none();
-        if follows && depth != Depth::Attributes && !node.state().gone {
+        if follows && !node.state().gone {
             let names = {
                 let _names = self.names.read();
                 self.names_to_copy(node)?
@@ -487,9 +524,14 @@ impl View {
                 xattr::set(&handle, name, value, xattr::Set::Any)?;
             }
         }
-        if fresh {
-            user.marks.clear(&handle, &user.marks.own("ino"))?;
-            marks.number = None;
+        let number = (!fresh && node.id < BORN).then_some(node.id);
+        if marks.number != number {
+            // A swap may have given what follows the stack another number since it was brought up.
+            match number {
+                Some(id) => user.marks.set_own(&handle, "ino", format!("{id:x}").as_bytes())?,
+                None => user.marks.clear(&handle, &user.marks.own("ino"))?,
+            }
+            marks.number = number;
         }
         if !marks.metacopy {
             user.marks.clear(&handle, &user.marks.overlay("metacopy"))?;
@@ -534,7 +576,7 @@ impl View {
         }
         let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
-        if lower.is_linked() {
+        if lower.is_linked() && !planted("copy-up-breaks-links") {
             let moved = if lower.pinned { moved_above(node) } else { None };
             for (parent, name) in lower.group()? {
                 let dir = match &moved {
@@ -577,7 +619,12 @@ impl View {
         }
         let parent = {
             let _names = self.names.read();
-            if node.state().gone { None } else { Some(node.place()?.0) }
+            let gone = node.state().gone;
+            if !gone && !self.dir_is_shown(&self.pin(), node)? {
+                // A swap removed it while somebody stands in it: as after rmdir(2).
+                return Err(Fail(libc::ENOENT));
+            }
+            if gone { None } else { Some(node.place()?.0) }
         };
         if let Some(parent) = parent {
             self.copy_up_dir(pin, &parent)?;
@@ -588,7 +635,7 @@ impl View {
         }
         let (attributes, xattrs) = {
             let _names = self.names.read();
-            if self.lower(pin, node)?.is_none() {
+            if !node.state().gone && self.lower(pin, node)?.is_none() {
                 // A swap removed it while somebody stands in it: as after rmdir(2).
                 return Err(Fail(libc::ENOENT));
             }

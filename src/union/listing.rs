@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use super::attributes::Attributes;
 use super::marks::Found;
 use super::node::{Node, UNKNOWN, born_number};
+use super::plant::planted;
 use super::{Answer, Fail, Pin, View};
 use crate::sys::fs as sys;
 
@@ -118,6 +119,7 @@ impl View {
             };
             match found {
                 None => {}
+                Some(Found::Whiteout) if planted("readdir-shows-whiteouts") => {}
                 Some(Found::Whiteout) => {
                     merged.remove(&name);
                 }
@@ -125,6 +127,12 @@ impl View {
                     let format = if marks.null_device { libc::S_IFCHR } else { stat.format() };
                     if !stat.is_dir() && marks.follows.is_some() && marks.pin.is_none() {
                         // It shows what it follows, or nothing.
+                        let child = lower.as_ref().map(|l| l.child(&name)).transpose()?.flatten();
+                        if let (Some(item), Some(child)) = (merged.get_mut(&name), child)
+                            && child.format() == format
+                        {
+                            item.id = self.followed_number(pin, &child, &stat, &marks)?;
+                        }
                         continue;
                     }
                     let id = marks.number.unwrap_or_else(|| born_number(&stat));

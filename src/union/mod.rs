@@ -28,6 +28,7 @@ pub mod lower;
 pub mod marks;
 pub mod names;
 pub mod node;
+pub mod plant;
 pub mod resolve;
 pub mod survey;
 pub mod swap;

@@ -9,6 +9,7 @@ use super::copyup::Depth;
 use super::lower::Lower;
 use super::marks::{DEFAULT_ACL, Found, Marks, PinMark};
 use super::node::Node;
+use super::plant::planted;
 use super::{Answer, Caller, Fail, Pin, View};
 use crate::sys::fs::{self as sys, Open, Rename};
 use crate::sys::xattr;
@@ -107,7 +108,9 @@ impl View {
         let whiteout = in_the_way.is_some();
         let below = self.below(pin, &dir, name)?;
         let marks = Marks {
-            opaque: matches!(what, Make::Dir) && (whiteout || below.as_ref().is_some_and(|l| l.is_dir())),
+            opaque: !planted("mkdir-forgets-opaque")
+                && matches!(what, Make::Dir)
+                && (whiteout || below.as_ref().is_some_and(|l| l.is_dir())),
             null_device: matches!(what, Make::Special(libc::S_IFCHR, (0, 0))),
             ..Marks::default()
         };
@@ -253,6 +256,7 @@ impl View {
             Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, false)?,
             Some(Found::Entry(..)) => sys::unlink_at(&*to, name)?,
             Some(Found::Whiteout) => return Err(Fail(libc::ENOENT)),
+            None if below && planted("unlink-without-whiteout") => {}
             None if below => user.whiteout(&*to, name)?,
             None => return Err(Fail(libc::ENOENT)),
         }
@@ -265,6 +269,14 @@ impl View {
     pub fn rmdir(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<()> {
         let user = self.writable()?;
         let dir = self.node(pin, parent)?;
+        {
+            // Before anything is brought up for a removal that cannot be.
+            let _names = self.names.read();
+            let node = self.child(pin, &dir, name)?.ok_or(Fail(libc::ENOENT))?;
+            if node.is_dir() && !self.is_empty_dir(pin, &node)? {
+                return Err(Fail(libc::ENOTEMPTY));
+            }
+        }
         let node = self.prepare_removal(pin, &dir, name)?;
         if !node.is_dir() {
             return Err(Fail(libc::ENOTDIR));
@@ -470,6 +482,9 @@ impl View {
             pin => pin.is_some(),
         });
         let Some(lower) = lower.filter(|_| !pinned) else { return Ok(()) };
+        if planted("move-forgets-what-it-stands-on") {
+            return Ok(());
+        }
         self.bring_links(pin, node, &lower)?;
         let mark = lower.pin_mark()?;
         user.pin_version(lower.version())?;
@@ -546,16 +561,12 @@ impl View {
         self.may_move(pin, &m.a, m.b.as_ref(), m.d1, m.d2, m.how)?;
         let (from, to) = (self.upper_dir(m.d1)?, self.upper_dir(m.d2)?);
         let below1 = self.below(pin, m.d1, m.name)?;
-        let below2 = self.below(pin, m.d2, m.new)?;
-        let over_dir = |l: &Option<Lower>| l.as_ref().is_some_and(|l| l.is_dir());
         if m.how == Replace::Exchange {
             let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
-            if over_dir(&below2) {
+            if !planted("exchange-leaves-one-side-open") {
                 self.close_below(&m.a)?;
             }
-            if over_dir(&below1) {
-                self.close_below(b)?;
-            }
+            self.close_below(b)?;
             sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
             self.moved(&m.a, m.d1, m.name, m.d2, m.new);
             self.moved(b, m.d2, m.new, m.d1, m.name);
@@ -576,9 +587,7 @@ impl View {
         let found = user.marks.probe(&*to, m.new)?;
         let leave = if below1.is_some() { Rename::Whiteout } else { Rename::Replace };
         if m.a.is_dir() {
-            if over_dir(&below2) || matches!(found, Some(Found::Whiteout)) {
-                self.close_below(&m.a)?;
-            }
+            self.close_below(&m.a)?;
             match found {
                 Some(Found::Whiteout) => {
                     sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
@@ -621,8 +630,8 @@ impl View {
         self.touched(m.d2)
     }
 
-    /// A moved directory does not merge with what the stack has at its new place: one with a pin stands on
-    /// its own stack, another becomes opaque.
+    /// A moved directory does not merge with what the stack has at its new place, now or after a swap: one with a pin
+    /// stands on its own stack, another becomes opaque.
     fn close_below(&self, node: &Arc<Node>) -> Answer<()> {
         let user = self.writable()?;
         let needs =

@@ -57,6 +57,8 @@ pub struct State {
     pub names: Vec<Name>,
     /// Its part in the stack.
     pub lower: Option<Lower>,
+    /// A swap took it out of the stack: `lower` is what open handles of a file keep.
+    pub displaced: bool,
     /// The generation that `lower` is right for.
     pub lower_generation: u64,
     /// The last generation in which one of its names was seen to lead here.

@@ -151,6 +151,31 @@ impl View {
     /// another path: then what has the number is the user's (copied up on a stack where the group was
     /// another), and the rest of the group is an inode of its own.
     pub(crate) fn lower_number(&self, pin: &Pin, lower: &Lower) -> Answer<u64> {
+        self.number_beside(pin, lower, None)
+    }
+
+    /// The number of what follows a path of the stack: the one that it had when it was brought up, if that is one
+    /// that this path may have. On another stack it is found as for a path that is not in the user layer; names
+    /// that share its file on disk are not others.
+    pub(crate) fn followed_number(
+        &self,
+        pin: &Pin,
+        lower: &Lower,
+        stat: &Stat,
+        marks: &Marks,
+    ) -> Answer<u64> {
+        let number = lower.number();
+        let split = match &lower.entry {
+            Entry::Tree(tree, _) => split_number(&tree.index, number)?,
+            _ => number,
+        };
+        match marks.number {
+            Some(n) if n == number || n == split => Ok(n),
+            _ => self.number_beside(pin, lower, Some(stat.ino)),
+        }
+    }
+
+    fn number_beside(&self, pin: &Pin, lower: &Lower, host: Option<u64>) -> Answer<u64> {
         let Entry::Tree(tree, entry) = &lower.entry else { return Ok(lower.number()) };
         let index = &tree.index;
         let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
@@ -166,9 +191,12 @@ impl View {
             let Some(dir) = dir else { return Ok(split_number(index, entry.number)?) };
             let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.is_at(&parent));
             let has_upper = dir.state().upper.is_some();
-            if !merged
-                || has_upper && user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)?.is_some()
-            {
+            let held = has_upper
+                && match user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)? {
+                    Some(Found::Entry(stat, _)) => host != Some(stat.ino),
+                    found => found.is_some(),
+                };
+            if !merged || held {
                 return Ok(split_number(index, entry.number)?);
             }
         }
@@ -218,6 +246,7 @@ impl View {
             state.shown = state.shown.max(generation);
             if state.lower.is_none() || state.lower_generation < generation {
                 state.lower = Some(lower);
+                state.displaced = false;
                 state.lower_generation = generation;
             }
         }
@@ -289,7 +318,7 @@ impl View {
             // It shows nothing where the stack has nothing of its type to follow.
             match below.filter(|l| l.format() == format) {
                 Some(found) => {
-                    id = found.number();
+                    id = self.followed_number(pin, &found, stat, &marks)?;
                     lower = Some(found);
                 }
                 None => return Ok(None),
@@ -388,7 +417,7 @@ impl View {
         }
         if state.lower_generation < pin.0.number {
             match found {
-                Some(lower) => state.lower = Some(lower),
+                Some(lower) => (state.lower, state.displaced) = (Some(lower), false),
                 None if node.is_dir() => {
                     // Who stands in a directory that is not there any more sees it as after rmdir(2).
                     if let Some(lower) = state.lower.take().filter(|_| state.upper.is_none()) {
@@ -396,8 +425,7 @@ impl View {
                         state.ghost = Some(super::attributes::Attributes { nlink: 0, ..last });
                     }
                 }
-                // Old handles of a file keep what they opened.
-                None => {}
+                None => state.displaced = true,
             }
             state.subdirs = None;
             state.lower_generation = pin.0.number;
@@ -534,13 +562,45 @@ impl View {
             let state = node.state();
             state.cached + state.passed > 0
         };
-        if content || !open || !self.is_told(&pin) {
+        // The kernel opens what is no regular file by itself: whoever holds it open is not known here.
+        if content || (node.is_file() && !open) || !self.is_told(&pin) {
             return Err(Fail(libc::ESTALE));
         }
         let last = self.attributes(&pin, node)?;
         let mut state = node.state();
         state.names.clear();
         (state.gone, state.ghost, state.upper, state.host) = (true, Some(last), None, None);
+        Ok(())
+    }
+
+    /// Whether the name of a directory leads to it. The caller holds `names`.
+    pub(crate) fn dir_is_shown(&self, pin: &Pin, node: &Arc<Node>) -> Answer<bool> {
+        if node.id == ROOT {
+            return Ok(true);
+        }
+        let (parent, name) = node.place()?;
+        Ok(self.child(pin, &parent, &name)?.is_some_and(|c| Arc::ptr_eq(&c, node)))
+    }
+
+    /// As [`View::still_shown`] for a directory whose attributes are about to be changed: who holds one open that a
+    /// swap displaced has a directory without a name, and what stands at its place now is another. The caller holds
+    /// `names`.
+    pub(crate) fn dir_still_shown(&self, node: &Arc<Node>) -> Answer<()> {
+        let pin = self.pin();
+        let free = {
+            let state = node.state();
+            state.gone || state.upper.is_some()
+        };
+        if free || self.dir_is_shown(&pin, node)? {
+            return Ok(());
+        }
+        if !self.is_told(&pin) {
+            return Err(Fail(libc::ESTALE));
+        }
+        let last = self.attributes(&pin, node)?;
+        let mut state = node.state();
+        state.names.clear();
+        (state.gone, state.ghost) = (true, Some(Attributes { nlink: 0, ..last }));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::lower::{Stack, Tree};
 use super::marks::{Found, Namespace, PinMark};
 use super::node::Node;
+use super::plant::planted;
 use super::resolve::{other_number, split_number};
 use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
@@ -374,6 +375,19 @@ impl View {
                 if !linked(&change.old) && !linked(&change.new) {
                     continue;
                 }
+            }
+            // Who holds a displaced file open sees that it has no name. The kernel opens by itself what is no regular file.
+            if !same_number {
+                let held = |id: &&u64| {
+                    self.nodes.get(**id).is_some_and(|n| {
+                        let state = n.state();
+                        !n.is_dir() && (!n.is_file() || state.cached + state.passed > 0)
+                    })
+                };
+                out.extend(ids.iter().filter(held).map(|id| Notice::Attributes(*id)));
+            }
+            if change.old.is_none() && planted("swap-keeps-what-was-not-there") {
+                continue;
             }
             dirs.insert(parent);
             if known && !carries_mount(&change.path, mounts) {

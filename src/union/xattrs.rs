@@ -164,8 +164,8 @@ impl View {
                 return if acl { Ok(()) } else { Err(Fail(libc::ENODATA)) };
             }
         }
-        let pins = node.is_file() && name.starts_with(b"security.");
-        self.copy_up(pin, &node, if pins { Depth::Pin } else { Depth::Attributes })?;
+        // Taking a privilege away pins nothing; the kernel does it too, at a chown.
+        self.copy_up(pin, &node, Depth::Attributes)?;
         let user = self.writable()?;
         let _copying = node.copying.lock();
         let _names = self.names.read();

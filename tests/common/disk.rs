@@ -11,6 +11,7 @@ use super::program::{Answer, run};
 #[derive(Debug)]
 pub struct Disk {
     point: PathBuf,
+    image: PathBuf,
 }
 
 impl Disk {
@@ -33,7 +34,7 @@ impl Disk {
         step(make.arg(&image).env("PATH", format!("{path}:/usr/sbin:/sbin")));
         // `mount -o loop` sets autoclear: the loop device goes with the last unmount.
         step(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(&point));
-        Disk { point }
+        Disk { point, image }
     }
 
     /// Does not wait for the disk beneath at each fsync (ext4): for tests with many of them that are not about power
@@ -41,6 +42,13 @@ impl Disk {
     #[track_caller]
     pub fn careless(&self) {
         step(Command::new("mount").args(["-o", "remount,nobarrier"]).arg(&self.point));
+    }
+
+    /// Unmounts it and mounts it again, as after a power cut. Nothing on it may be in use.
+    #[track_caller]
+    pub fn again(&self) {
+        unmount(&self.point);
+        step(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.point));
     }
 
     /// Where it is mounted.

@@ -186,6 +186,7 @@ pub fn within<T: Send + 'static>(limit: Duration, what: &str, act: impl FnOnce()
 /// The program, with a scratch directory's store.
 #[derive(Clone, Debug)]
 pub struct Program {
+    exe: PathBuf,
     store: PathBuf,
     env: Vec<(String, String)>,
 }
@@ -195,7 +196,13 @@ impl Program {
     pub fn new(scratch: &Scratch) -> Program {
         // The daemons inherit it: by it they are found, whatever stands in their arguments.
         let mark = ("REROOT_TEST_SCRATCH".to_string(), scratch.path().display().to_string());
-        Program { store: scratch.store(), env: vec![mark] }
+        Program { exe: env!("CARGO_BIN_EXE_reroot").into(), store: scratch.store(), env: vec![mark] }
+    }
+
+    /// Another build of the program, whose name begins with the program's.
+    pub fn with_exe(mut self, exe: impl Into<PathBuf>) -> Program {
+        self.exe = exe.into();
+        self
     }
 
     /// With another variable in its environment.
@@ -206,7 +213,7 @@ impl Program {
 
     /// A command of the program that has not been started.
     pub fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_reroot"));
+        let mut command = Command::new(&self.exe);
         command.arg("--store").arg(&self.store).args(args).envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }

@@ -1,10 +1,12 @@
 //! Operations on a directory tree, made at random and done alike on any root.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::raw::{Handle, Mapping};
 use rustix::fs::{self as rfs, AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, XattrFlags};
 
 /// A source of numbers that one seed determines (xorshift64*).
@@ -29,8 +31,20 @@ impl Chance {
     }
 }
 
-/// How many handles a side may hold.
-pub const HANDLES: usize = 6;
+/// How many handles a side may hold, and how many mappings, and how many kept file handles.
+pub const HANDLES: usize = 4;
+const MAPPINGS: usize = 2;
+const TAKEN: usize = 2;
+/// How many versions there are to swap between.
+pub const VERSIONS: usize = 3;
+
+/// What a sequence may hold besides the operations of the file API.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds {
+    pub remount: bool,
+    pub drop_caches: bool,
+    pub swap: bool,
+}
 
 type Name = String;
 
@@ -72,10 +86,25 @@ pub enum Operation {
     List(Name),
     StatPath(Name),
     Readlink(Name),
+    /// Maps the first page of an open file; the mapping outlives the handle.
+    Map(usize),
+    Unmap(usize),
+    MapRead(usize, usize, usize),
+    MapWrite(usize, usize, u8, usize),
+    /// Keeps a file handle, as a server on top of the file system does.
+    Take(usize, Name),
+    /// Opens what was kept, by its handle.
+    OpenTaken(usize),
+    /// Keeps it no longer.
+    Drop(usize),
     /// Unmounts and mounts the view; all handles are closed before.
     Remount,
     /// The kernel forgets what it can.
     DropCaches,
+    /// The desktop goes to another version.
+    Swap(usize),
+    /// The same, while a file is opened for writing and appended to.
+    SwapDuring(usize, Name, u8),
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -104,11 +133,37 @@ fn acl(user: u16, mask: u16) -> Vec<u8> {
 }
 
 impl Operation {
+    /// The paths that it names.
+    pub fn names(&self) -> Vec<&str> {
+        use Operation as O;
+        match self {
+            O::Mkdir(p, _)
+            | O::Rmdir(p)
+            | O::Create(p, _)
+            | O::Write(p, ..)
+            | O::Append(p, ..)
+            | O::Truncate(p, _)
+            | O::Empty(p)
+            | O::Unlink(p)
+            | O::Symlink(_, p)
+            | O::Chmod(p, _)
+            | O::Chown(p, ..)
+            | O::Times(p, ..)
+            | O::SetXattr(p, ..)
+            | O::RemoveXattr(p, _)
+            | O::Mknod(p, ..)
+            | O::Open(_, p, _)
+            | O::HandleLink(_, p) => vec![p],
+            O::Rename(p, q, _) | O::Link(p, q) => vec![p, q],
+            _ => Vec::new(),
+        }
+    }
+
     /// A random one. `known` are paths that existed a short while ago.
-    pub fn random(chance: &mut Chance, known: &[String]) -> Operation {
+    pub fn random(chance: &mut Chance, known: &[String], kinds: Kinds) -> Operation {
         use Operation as O;
         let path = |c: &mut Chance| -> String {
-            if !known.is_empty() && c.below(10) < 6 {
+            if !known.is_empty() && c.below(10) < 7 {
                 return known[c.below(known.len())].clone();
             }
             let depth = c.pick(&[1, 1, 2, 2, 3]);
@@ -127,7 +182,19 @@ impl Operation {
         let c = chance;
         // The root of the view is a mount point, which can neither be removed nor moved.
         let inner = |c: &mut Chance| Some(path(c)).filter(|p| !p.is_empty()).unwrap_or_else(|| "a".into());
-        match c.below(105) {
+        if kinds.swap && c.below(9) == 0 {
+            let to = c.below(VERSIONS);
+            return if c.below(8) == 0 { O::SwapDuring(to, inner(c), byte(c)) } else { O::Swap(to) };
+        }
+        if kinds.remount && c.below(50) == 0 {
+            return O::Remount;
+        }
+        if kinds.drop_caches && c.below(8) == 0 {
+            return O::DropCaches;
+        }
+        // Every fourth is on something that may be open.
+        let which = if c.below(4) == 0 { 71 + c.below(40) } else { c.below(111) };
+        match which {
             0..=6 => O::Mkdir(path(c), mode(c)),
             7..=10 => O::Rmdir(inner(c)),
             11..=15 => O::Create(path(c), mode(c)),
@@ -142,7 +209,11 @@ impl Operation {
             52..=54 => O::Chmod(path(c), mode(c)),
             55..=57 => {
                 let mut id = || c.pick(&[None, Some(0), Some(1234), Some(77)]);
-                let (uid, gid) = (id(), id());
+                // Of none at all a FUSE server cannot tell what it is: see SEMANTICS.md.
+                let (uid, gid) = match (id(), id()) {
+                    (None, None) => (Some(0), None),
+                    some => some,
+                };
                 O::Chown(path(c), uid, gid)
             }
             58..=59 => {
@@ -167,7 +238,7 @@ impl Operation {
                 ]);
                 O::Mknod(path(c), kind | 0o640, major, minor)
             }
-            71..=77 => O::Open(
+            71..=78 => O::Open(
                 slot,
                 path(c),
                 c.pick(&[
@@ -183,8 +254,8 @@ impl Operation {
                     libc::O_RDONLY | libc::O_DIRECTORY,
                 ]),
             ),
-            78 => O::Close(slot),
-            79..=81 => O::Stat(slot),
+            79 => O::Close(slot),
+            80..=81 => O::Stat(slot),
             82..=83 => O::ReadAt(slot, offset(c), length(c)),
             84..=86 => O::WriteAt(slot, offset(c), byte(c), length(c)),
             87 => O::Resize(slot, c.pick(&[0, 7, 6000])),
@@ -200,8 +271,12 @@ impl Operation {
             97 => O::List(path(c)),
             98..=100 => O::StatPath(path(c)),
             101 => O::Readlink(path(c)),
-            102 => O::DropCaches,
-            _ => O::Remount,
+            102..=103 => O::Map(slot),
+            104 => O::Unmap(slot % MAPPINGS),
+            105..=106 => O::MapRead(slot % MAPPINGS, c.pick(&[0, 1, 100]), c.pick(&[1, 50])),
+            107..=108 => O::MapWrite(slot % MAPPINGS, c.pick(&[0, 3, 90]), byte(c), c.pick(&[1, 50])),
+            109 => O::Take(slot % TAKEN, path(c)),
+            _ => O::OpenTaken(slot % TAKEN),
         }
     }
 }
@@ -211,6 +286,9 @@ impl Operation {
 pub struct Side {
     pub root: PathBuf,
     pub handles: Vec<Option<File>>,
+    /// With the inodes that they are of.
+    mappings: Vec<Option<(Mapping, u64)>>,
+    taken: Vec<Option<Handle>>,
 }
 
 /// What is compared of an answer: a few words, or the error's number.
@@ -235,11 +313,17 @@ pub fn facts(m: &std::fs::Metadata) -> String {
 
 impl Side {
     pub fn new(root: &Path) -> Side {
-        Side { root: root.to_path_buf(), handles: (0..HANDLES).map(|_| None).collect() }
+        Side {
+            root: root.to_path_buf(),
+            handles: (0..HANDLES).map(|_| None).collect(),
+            mappings: (0..MAPPINGS).map(|_| None).collect(),
+            taken: (0..TAKEN).map(|_| None).collect(),
+        }
     }
 
     pub fn close_all(&mut self) {
         self.handles.iter_mut().for_each(|h| *h = None);
+        self.mappings.iter_mut().for_each(|h| *h = None);
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -249,6 +333,43 @@ impl Side {
     fn handle(&self, slot: usize) -> Result<&File, i32> {
         // Closed alike on both sides.
         self.handles[slot].as_ref().ok_or(-9)
+    }
+
+    /// The inodes of open files and mappings.
+    pub fn open_inodes(&self) -> Vec<u64> {
+        let handles = (0..HANDLES).filter_map(|slot| self.inode(slot));
+        handles.chain(self.mappings.iter().flatten().map(|(_, inode)| *inode)).collect()
+    }
+
+    /// Which handles, mappings and kept file handles are of these inodes, or of none any more.
+    pub fn slots_of(&self, inodes: &HashSet<u64>) -> Vec<Operation> {
+        let mut out = Vec::new();
+        for slot in 0..HANDLES {
+            if self.inode(slot).is_some_and(|i| inodes.contains(&i)) {
+                out.push(Operation::Close(slot));
+            }
+        }
+        for (slot, mapping) in self.mappings.iter().enumerate() {
+            if mapping.as_ref().is_some_and(|(_, i)| inodes.contains(i)) {
+                out.push(Operation::Unmap(slot));
+            }
+        }
+        let mount = File::open(&self.root).ok();
+        for (slot, taken) in self.taken.iter().enumerate() {
+            if let (Some(taken), Some(mount)) = (taken, &mount) {
+                let there = taken.open(mount, libc::O_PATH).and_then(|f| f.metadata());
+                if there.is_ok_and(|m| m.nlink() > 0) {
+                    continue;
+                }
+                out.push(Operation::Drop(slot));
+            }
+        }
+        out
+    }
+
+    /// The inode that a handle stands for.
+    pub fn inode(&self, slot: usize) -> Option<u64> {
+        self.handles[slot].as_ref()?.metadata().ok().map(|m| m.ino())
     }
 
     /// Does it, and says what came of it.
@@ -361,9 +482,69 @@ impl Side {
             O::List(p) => list(&options(libc::O_DIRECTORY).open(self.at(p)).map_err(errno)?),
             O::StatPath(p) => Ok(facts(&std::fs::symlink_metadata(self.at(p)).map_err(errno)?)),
             O::Readlink(p) => std::fs::read_link(self.at(p)).map(|t| t.display().to_string()).map_err(errno),
-            O::Remount | O::DropCaches => Ok(String::new()),
+            O::Map(slot) => {
+                self.mappings[*slot % MAPPINGS] = None;
+                let file = self.handle(*slot)?;
+                let mode = rfs::fcntl_getfl(file).map_err(|e| e.raw_os_error())?;
+                let mapping = Mapping::new(file, mode.contains(rfs::OFlags::RDWR)).map_err(errno)?;
+                let inode = file.metadata().map_err(errno)?.ino();
+                self.mappings[*slot % MAPPINGS] = Some((mapping, inode));
+                Ok(String::new())
+            }
+            O::Unmap(slot) => {
+                self.mappings[*slot] = None;
+                Ok(String::new())
+            }
+            O::MapRead(slot, at, n) => {
+                let bytes = self.mappings[*slot].as_ref().ok_or(-9)?.0.read(*at, *n).map_err(errno)?;
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            O::MapWrite(slot, at, byte, n) => {
+                let (mapping, _) = self.mappings[*slot].as_ref().ok_or(-9)?;
+                std_done(mapping.write(*at, &vec![*byte; *n]).and_then(|()| mapping.sync()))
+            }
+            O::Take(slot, p) => {
+                self.taken[*slot] = None;
+                self.taken[*slot] = Some(Handle::of(&self.at(p)).map_err(errno)?);
+                Ok(String::new())
+            }
+            O::Drop(slot) => {
+                self.taken[*slot] = None;
+                Ok(String::new())
+            }
+            O::OpenTaken(slot) => {
+                let handle = self.taken[*slot].as_ref().ok_or(-9)?;
+                let mount = File::open(&self.root).map_err(errno)?;
+                let there = handle.open(&mount, libc::O_PATH).map_err(errno)?;
+                let meta = there.metadata().map_err(errno)?;
+                if meta.nlink() == 0 {
+                    // How long a file without a name can be had by its handle is left to the file system.
+                    return Err(libc::ESTALE);
+                }
+                let mut text = facts(&meta);
+                if meta.is_file() {
+                    let file = handle.open(&mount, libc::O_RDONLY).map_err(errno)?;
+                    let mut bytes = vec![0; meta.len() as usize + 1];
+                    let n = file.read_at(&mut bytes, 0).map_err(errno)?;
+                    text += &format!(" holds {}", brief(&bytes[..n]));
+                }
+                Ok(text)
+            }
+            O::Remount | O::DropCaches | O::Swap(_) | O::SwapDuring(..) => Ok(String::new()),
         }
     }
+}
+
+/// A content with its runs of equal bytes counted.
+pub fn brief(bytes: &[u8]) -> String {
+    bytes
+        .chunk_by(|a, b| a == b)
+        .map(|run| match run {
+            [c] => (*c as char).escape_default().to_string(),
+            [c, ..] => format!("{}*{} ", (*c as char).escape_default(), run.len()),
+            [] => String::new(),
+        })
+        .collect()
 }
 
 fn rustix_truncate(path: &Path, n: u64) -> io::Result<()> {
