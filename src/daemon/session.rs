@@ -283,7 +283,7 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
                     desktop.name
                 )));
             } else {
-                UserLayer::open(desktop)?
+                UserLayer::open(desktop, request.options.attributes())?
             };
             (state.current.version, state.generation, Some(user))
         }
@@ -326,7 +326,7 @@ fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> 
     if let Some((upper, work)) = &layers.upper {
         held = Some(super::overlay::claim_work(work)?);
         super::overlay::note_mount_point(work, &point)?;
-        user = Some(UserLayer::over_directories(upper, work, marks)?);
+        user = Some(UserLayer::over_directories(upper, work, marks, request.options.attributes())?);
     }
     let sealed = stack.sealed;
     let stack = Stack::Directories(Arc::new(stack));
