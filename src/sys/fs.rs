@@ -510,6 +510,11 @@ pub fn fallocate(fd: impl AsFd, mode: u32, offset: u64, len: u64) -> io::Result<
     Ok(rfs::fallocate(fd, mode, offset, len)?)
 }
 
+/// Whether a descriptor was opened for reading alone.
+pub fn only_reads(fd: impl AsFd) -> bool {
+    rfs::fcntl_getfl(fd).is_ok_and(|f| f & OFlags::RWMODE == OFlags::RDONLY)
+}
+
 /// Writes everything of the file system that holds `fd` to its disk.
 pub fn sync_fs(fd: impl AsFd) -> io::Result<()> {
     Ok(rfs::syncfs(fd)?)
