@@ -1,13 +1,8 @@
 //! The disk is gone from one moment to the next, as at a power cut: what was fsynced is there afterwards, and nothing is
 //! half there.
-//!
-//! The disk is an ext4 file system that is shut down without its journal being written (`EXT4_IOC_SHUTDOWN`): what lay
-//! in memory only is lost, and the next mount finds the journal as it was.
-#![allow(unsafe_code)] // One ioctl.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,18 +12,6 @@ use crate::common::{Disk, Program, Scratch, require_root, sh, tree, within};
 use crate::{Dice, fill, whole};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// Cuts the power of the disk that `point` is on.
-fn cut(point: &Path) {
-    /// `_IOR('X', 125, __u32)`
-    const SHUTDOWN: libc::Ioctl = 0x8004_587d;
-    /// The journal is not written either.
-    const NO_LOG_FLUSH: u32 = 2;
-    let top = File::open(point).unwrap();
-    // SAFETY: the descriptor is open, and the call reads one number.
-    let result = unsafe { libc::ioctl(top.as_raw_fd(), SHUTDOWN, &NO_LOG_FLUSH) };
-    assert_eq!(result, 0, "shutting the disk down: {}", io::Error::last_os_error());
-}
 
 /// What a worker knows to be on the disk.
 #[derive(Debug, Default)]
@@ -160,7 +143,7 @@ fn what_was_fsynced_survives_a_power_cut() {
         std::thread::sleep(Duration::from_micros(dice.below(250_000)));
         assert!(!worker.is_finished(), "{:?}", worker.join());
         known.lock().unwrap().cut = true;
-        cut(disk.path());
+        disk.cut();
         assert_eq!(scratch.kill_daemons(), 1);
         let ended = within(LIMIT, "the worker's end", move || worker.join().unwrap());
         assert!(ended.is_err(), "a dead mount answers with errors");
