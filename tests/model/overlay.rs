@@ -114,6 +114,11 @@ pub fn known_answer(operation: &Operation, plain: &Outcome, third: &Outcome) -> 
         (O::RemoveXattr(_, name), Ok(_), Err(libc::ENODATA)) if name.starts_with("system.posix_acl") => {
             stays("removing an ACL that is not there is an error")
         }
+        (
+            O::HandleChmod(..) | O::HandleChown(..) | O::HandleXattr(..) | O::HandleTimes(..),
+            Ok(_),
+            Err(libc::EEXIST | libc::ENOENT | libc::ESTALE),
+        ) => leaves("a lower file without a name cannot be copied up"),
         (O::Mknod(_, mode, 0, 0), Ok(_), Err(libc::EPERM)) if mode & libc::S_IFMT == libc::S_IFCHR => {
             leaves("a character device 0:0 is its whiteout")
         }

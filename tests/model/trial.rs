@@ -322,6 +322,11 @@ impl Trial<'_, '_> {
         self.hold(&plain, &view, self.third.is_some().then_some(&third))
     }
 
+    /// Handles that are open.
+    pub fn open_slots(&self) -> Vec<usize> {
+        (0..self.plain.handles.len()).filter(|slot| self.plain.handles[*slot].is_some()).collect()
+    }
+
     /// Compares the whole trees; gives back their paths.
     pub fn compare(&mut self) -> Result<Vec<String>, Wrong> {
         let plain = snapshot::snapshot(&self.plain.root).map_err(|e| format!("plain: {e}"))?;
@@ -372,9 +377,11 @@ impl Trial<'_, '_> {
         }
         self.third = None;
         self.close_displaced();
+        self.ask()?;
         self.swap_plain(to);
         self.station.swap(to);
         self.coverage.swapped();
+        self.ask()?;
         self.compare().map(drop)
     }
 
@@ -386,6 +393,17 @@ impl Trial<'_, '_> {
             self.coverage.after(&operation, None);
         }
         self.displaced.clear();
+    }
+
+    /// Asks for every name that some version has: what is not there the kernel remembers too.
+    fn ask(&self) -> Result<(), Wrong> {
+        for path in self.oracle.paths() {
+            let there = |side: &Side| side.root.join(&path).symlink_metadata().is_ok();
+            if there(&self.plain) != there(&self.view) {
+                return Err(format!("{path} is there on the plain side: {}", there(&self.plain)));
+            }
+        }
+        Ok(())
     }
 
     fn swap_plain(&mut self, to: usize) {
