@@ -18,6 +18,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use crate::sys::fs::{SetTime, Time};
+use crate::sys::inode_flags;
 use crate::sys::xattr::{Set, VALUE_MAX};
 use crate::union::attributes::{Attributes, Change, Settled};
 use crate::union::data::{Opened, Way};
@@ -778,52 +779,6 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Inode flags as requests carry them: in the old form, and in the extended one that the kernel asks for before it
-/// sets any (`struct fsxattr`: flags, four numbers that are 0 here, 8 bytes of padding).
-mod inode_flags {
-    use crate::sys::fs as sys;
-    use crate::union::{Answer, Fail};
-
-    /// `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, and as 32-bit programs call them.
-    pub const GET: u32 = 0x8008_6601;
-    pub const GET_32: u32 = 0x8004_6601;
-    pub const SET: u32 = 0x4008_6602;
-    pub const SET_32: u32 = 0x4004_6602;
-    /// `FS_IOC_FSGETXATTR`, `FS_IOC_FSSETXATTR`.
-    pub const GET_EXTENDED: u32 = 0x801c_581f;
-    pub const SET_EXTENDED: u32 = 0x401c_5820;
-
-    /// Old form, `FS_XFLAG_*`.
-    const PAIRS: [(u32, u32); 5] = [
-        (sys::FLAG_IMMUTABLE, 0x8),
-        (sys::FLAG_APPEND, 0x10),
-        (sys::FLAG_SYNC, 0x20),
-        (sys::FLAG_NOATIME, 0x40),
-        (sys::FLAG_NODUMP, 0x80),
-    ];
-
-    /// The extended form of flags.
-    pub fn extended(flags: u32) -> Vec<u8> {
-        let bits = PAIRS.iter().filter(|(old, _)| flags & old != 0).fold(0, |bits, (_, new)| bits | new);
-        let mut out = u32::to_ne_bytes(bits).to_vec();
-        out.resize(28, 0);
-        out
-    }
-
-    /// The flags of something that has the flags `now`, once the extended form is set.
-    pub fn of_extended(now: u32, data: &[u8]) -> Answer<u32> {
-        let (bits, rest) = data.split_first_chunk().ok_or(Fail(libc::EINVAL))?;
-        let mut bits = u32::from_ne_bytes(*bits);
-        let mut flags = now;
-        for (old, new) in PAIRS {
-            flags = if bits & new != 0 { flags | old } else { flags & !old };
-            bits &= !new;
-        }
-        // Projects, extent sizes and whatever else there is.
-        if bits != 0 || rest.iter().any(|b| *b != 0) { Err(Fail(libc::EOPNOTSUPP)) } else { Ok(flags) }
-    }
-}
-
 fn answer_xattr(value: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
     match value {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
@@ -836,21 +791,6 @@ fn answer_xattr(value: Answer<Vec<u8>>, size: u32, reply: ReplyXattr) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn inode_flags_have_two_forms() {
-        use crate::sys::fs::{FLAG_APPEND, FLAG_DIRSYNC, FLAG_IMMUTABLE};
-        let form = inode_flags::extended(FLAG_IMMUTABLE | FLAG_DIRSYNC);
-        assert_eq!((form.len(), form.first()), (28, Some(&8)));
-        assert_eq!(
-            inode_flags::of_extended(FLAG_APPEND | FLAG_DIRSYNC, &form),
-            Ok(FLAG_IMMUTABLE | FLAG_DIRSYNC)
-        );
-        let mut project = form.clone();
-        project[12] = 1;
-        assert_eq!(inode_flags::of_extended(0, &project), Err(Fail(libc::EOPNOTSUPP)));
-        assert_eq!(inode_flags::of_extended(0, &form[..3]), Err(Fail(libc::EINVAL)));
-    }
 
     #[test]
     fn times_and_device_numbers_survive_the_translation() {

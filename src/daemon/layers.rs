@@ -82,7 +82,7 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     }
     crate::sys::process::clear_umask();
     let tree = Tree::open(store, &state.current.version)?;
-    let user = UserLayer::open(desktop)?;
+    let user = UserLayer::open(desktop, libc::MOUNT_ATTR_NOATIME)?;
     let objects = Objects::open(store)?;
     let settings = Settings { read_only: false, data: Data::Coherent, metacopy: true };
     let io = |e: crate::union::Fail| {

@@ -510,6 +510,11 @@ pub fn fallocate(fd: impl AsFd, mode: u32, offset: u64, len: u64) -> io::Result<
     Ok(rfs::fallocate(fd, mode, offset, len)?)
 }
 
+/// Whether a descriptor was opened for reading alone.
+pub fn only_reads(fd: impl AsFd) -> bool {
+    rfs::fcntl_getfl(fd).is_ok_and(|f| f & OFlags::RWMODE == OFlags::RDONLY)
+}
+
 /// Writes everything of the file system that holds `fd` to its disk.
 pub fn sync_fs(fd: impl AsFd) -> io::Result<()> {
     Ok(rfs::syncfs(fd)?)
@@ -571,6 +576,11 @@ pub const FLAG_NODUMP: u32 = rfs::IFlags::NODUMP.bits();
 pub const FLAG_NOATIME: u32 = rfs::IFlags::NOATIME.bits();
 /// Every change of a directory's names is written to the disk at once (`FS_DIRSYNC_FL`).
 pub const FLAG_DIRSYNC: u32 = rfs::IFlags::DIRSYNC.bits();
+
+/// Whether nothing can be changed on the mount that holds `fd`.
+pub fn is_read_only(fd: impl AsFd) -> io::Result<bool> {
+    Ok(rfs::fstatvfs(fd)?.f_flag.contains(rfs::StatVfsMountFlags::RDONLY))
+}
 
 /// Inode flags (`FS_IOC_GETFLAGS`).
 pub fn get_flags(fd: impl AsFd) -> io::Result<u32> {

@@ -20,6 +20,16 @@ struct MountAttr {
 fn set_attributes(mount: impl AsFd, set: u64, propagation: u64, userns: Option<&OwnedFd>) -> io::Result<()> {
     // The atime modes exclude each other: setting one asks for the others to be cleared.
     let clear = if set & libc::MOUNT_ATTR__ATIME != 0 { libc::MOUNT_ATTR__ATIME } else { 0 };
+    change_attributes(mount, set, clear, propagation, userns)
+}
+
+fn change_attributes(
+    mount: impl AsFd,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: Option<&OwnedFd>,
+) -> io::Result<()> {
     let userns_fd = userns.map_or(0, |fd| fd.as_raw_fd() as u64);
     let attr = MountAttr { set, clear, propagation, userns_fd };
     // SAFETY: the pointer leads to a live structure of exactly the size that is passed; the empty path with
@@ -45,6 +55,17 @@ pub fn read_only_clone(path: &Path) -> io::Result<OwnedFd> {
         rm::open_tree(CWD, path, rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     // Private: what is mounted beneath the path later, this program's own mount for one, does not appear in the clone.
     set_attributes(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME, libc::MS_PRIVATE, None)?;
+    Ok(tree)
+}
+
+/// A private clone of the mount that holds `path` under which access times move by the rules in `attributes`
+/// (`MOUNT_ATTR_NOATIME`, `_STRICTATIME`, `_NODIRATIME`; without one, relatime), whatever those of the mount itself
+/// are. Nothing that is mounted beneath `path` is in it. Needs `CAP_SYS_ADMIN`.
+pub fn atime_clone(path: &Path, attributes: u64) -> io::Result<OwnedFd> {
+    let rules = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+    let tree =
+        rm::open_tree(CWD, path, rm::OpenTreeFlags::OPEN_TREE_CLONE | rm::OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    change_attributes(&tree, attributes & rules, rules, libc::MS_PRIVATE, None)?;
     Ok(tree)
 }
 

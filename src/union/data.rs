@@ -123,14 +123,19 @@ impl View {
         let Use { writes, executes } = purpose;
         let _names = self.names.read();
         let may_pass = self.passthrough.load(Ordering::Relaxed) && self.settings.data != Data::Coherent;
-        let (owns, has_file) = {
+        let (owns, file) = {
             let state = node.state();
-            (state.owns_content(), state.file.is_some())
+            (state.owns_content(), state.file.clone())
         };
+        let has_file = file.is_some();
+        if owns && writes && file.is_some_and(|f| sys::only_reads(&*f)) {
+            // Somebody reads it since the disk was read-only; all handles of an inode share one file.
+            return Err(Fail(libc::EROFS));
+        }
         if owns && !has_file {
             let file = match made {
                 Some(file) => file,
-                None => self.open_upper(node)?,
+                None => self.open_upper(node, writes)?,
             };
             let mut state = node.state();
             if state.file.is_none() {
@@ -169,7 +174,7 @@ impl View {
         Ok(Opened { fh, id: node.id, way })
     }
 
-    fn open_upper(&self, node: &Arc<Node>) -> Answer<File> {
+    fn open_upper(&self, node: &Arc<Node>, writes: bool) -> Answer<File> {
         let handle = self.upper_handle(node)?;
         let how = if self.settings.read_only { Open::Read } else { Open::ReadWrite };
         match sys::reopen(&handle, how) {
@@ -178,6 +183,10 @@ impl View {
                 let file =
                     sys::reopen(&handle, Open::Append).or_else(|_| sys::reopen(&handle, Open::Read))?;
                 Ok(File::from(file))
+            }
+            // The disk became read-only beneath: what is there can be read.
+            Err(e) if !writes && e.raw_os_error() == Some(libc::EROFS) => {
+                Ok(File::from(sys::reopen(&handle, Open::Read)?))
             }
             r => Ok(File::from(r?)),
         }
@@ -303,7 +312,7 @@ impl View {
         }
         if node.state().owns_content() {
             let _names = self.names.read();
-            let file = Arc::new(self.open_upper(node)?);
+            let file = Arc::new(self.open_upper(node, false)?);
             node.state().file = Some(file.clone());
             return Ok(file);
         }

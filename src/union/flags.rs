@@ -1,7 +1,7 @@
 //! Inode flags (`chattr`): immutable, append-only, and what else the user layer's file system keeps.
 //!
 //! They are the host's flags of the user's own file or directory, and the host holds everybody to them, the daemon too.
-//! Only opening a file that is open already asks nobody: [`View::may_write`] does. A file of the stack has no flags;
+//! Only opening a file that is open already asks nobody: `may_write` does. A file of the stack has no flags;
 //! setting one copies it up with its content.
 
 use std::sync::Arc;

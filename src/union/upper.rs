@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +17,7 @@ use crate::error::{Doing, Error, Result};
 use crate::store::Digest;
 use crate::store::desktops::Desktop;
 use crate::sys::fs::{self as sys, Open, Rename};
+use crate::sys::mount;
 
 /// Directories of the user layer that are kept open.
 const OPEN_DIRS: usize = 512;
@@ -42,17 +43,82 @@ pub struct UserLayer {
     /// What keeps the objects that its marks name; none where it lies over plain directories.
     ledger: Option<Desktop>,
     pins: Mutex<HashSet<Digest>>,
+    /// Directories on the mount itself: while they are open, nobody unmounts it by mistake.
+    _busy: Vec<OwnedFd>,
+}
+
+/// Directories of a user layer, open: as they are, and beneath one private clone of their mount with the view's rules
+/// for access times, which then hold for bytes that go past the daemon too. One clone, since nothing is moved or linked
+/// between two mounts. Where there can be no clone (not root, or they lie on several mounts) they are used as they are.
+struct Opened {
+    dirs: Vec<OwnedFd>,
+    busy: Vec<OwnedFd>,
+}
+
+impl Opened {
+    /// Opens `paths` with rules for access times (`MOUNT_ATTR_*`).
+    fn new(paths: &[&Path], atime: u64) -> Result<Opened> {
+        let open = |path: &&Path| sys::open_dir(*path).at("opening", path);
+        let plain = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        // The first two must lie on one mount. The others may be elsewhere: what is moved there can be left where it is.
+        for count in (2..=paths.len()).rev() {
+            let (Some(together), Some(opened)) = (paths.get(..count), plain.get(..count)) else { break };
+            match beneath_clone(together, opened, atime) {
+                Ok(Some(mut dirs)) => {
+                    let rest = plain.get(count..).unwrap_or_default();
+                    for other in rest {
+                        dirs.push(other.try_clone().doing("opening the user layer")?);
+                    }
+                    return Ok(Opened { dirs, busy: plain });
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    log::info!("access times follow the user layer's own mount: {}", crate::error::words(&e));
+                    break;
+                }
+            }
+        }
+        Ok(Opened { dirs: plain, busy: Vec::new() })
+    }
+}
+
+/// Opens directories beneath a clone of the mount that holds them all; `None` if there is no such mount.
+fn beneath_clone(paths: &[&Path], opened: &[OwnedFd], atime: u64) -> io::Result<Option<Vec<OwnedFd>>> {
+    use std::os::unix::ffi::OsStrExt;
+    let real = paths.iter().map(|p| p.canonicalize()).collect::<io::Result<Vec<PathBuf>>>()?;
+    let Some(first) = real.first() else { return Ok(None) };
+    let Some(top) = first.ancestors().find(|a| real.iter().all(|p| p.starts_with(a))) else {
+        return Ok(None);
+    };
+    let clone = mount::atime_clone(top, atime)?;
+    let mut out = Vec::new();
+    for (path, plain) in real.iter().zip(opened) {
+        let Ok(rest) = path.strip_prefix(top) else { return Ok(None) };
+        let Ok(dir) = sys::open_beneath(&clone, rest.as_os_str().as_bytes(), Open::Dir) else {
+            return Ok(None);
+        };
+        let (a, b) = (sys::stat(&dir)?, sys::stat(plain)?);
+        if (a.dev, a.ino) != (b.dev, b.ino) {
+            // What is mounted on the way is not in the clone.
+            return Ok(None);
+        }
+        out.push(dir);
+    }
+    Ok(Some(out))
+}
+
+fn three(dirs: Vec<OwnedFd>) -> Result<[OwnedFd; 3]> {
+    dirs.try_into().map_err(|_| Error::Failed("the user layer's directories could not be opened".into()))
 }
 
 impl UserLayer {
     /// Opens a desktop's user layer; makes sure that its file system can hold the marks, and clears the work
-    /// directory of what an earlier daemon left.
-    pub fn open(desktop: &Desktop) -> Result<UserLayer> {
+    /// directory of what an earlier daemon left. `atime`: the rules for access times, as `MOUNT_ATTR_*`.
+    pub fn open(desktop: &Desktop, atime: u64) -> Result<UserLayer> {
         let (user, work) = (desktop.user_layer()?, desktop.work_dir()?);
-        let top = sys::open_dir(&user).at("opening the user layer", &user)?;
-        let work_fd = sys::open_dir(&work).at("opening the work directory", &work)?;
         let aside = desktop.dir().join("set-aside");
-        let aside = sys::open_dir(&aside).at("opening", &aside)?;
+        let Opened { dirs, busy } = Opened::new(&[&user, &work, &aside], atime)?;
+        let [top, work_fd, aside] = three(dirs)?;
         let (a, b) = (sys::stat(&top).at("reading", &user)?, sys::stat(&work_fd).at("reading", &work)?);
         if a.dev != b.dev {
             return Err(Error::Failed(format!(
@@ -70,6 +136,7 @@ impl UserLayer {
             counter: AtomicU64::new(0),
             ledger: Some(desktop.clone()),
             pins: Mutex::new(desktop.pins()?.into_iter().collect()),
+            _busy: busy,
         };
         layer.prepare(&user, &work)?;
         layer.begin().at("preparing the user layer", &user)?;
@@ -78,9 +145,8 @@ impl UserLayer {
 
     /// Opens an upper directory over plain directories. The work directory is one in `work`, as for the kernel's
     /// overlayfs; beside it lies what stood in the way of something.
-    pub fn over_directories(upper: &Path, work: &Path, marks: Namespace) -> Result<UserLayer> {
+    pub fn over_directories(upper: &Path, work: &Path, marks: Namespace, atime: u64) -> Result<UserLayer> {
         use std::os::unix::fs::DirBuilderExt;
-        let top = sys::open_dir(upper).at("opening the upper directory", upper)?;
         let own = work.join("work");
         let aside = work.join("set-aside");
         for dir in [&own, &aside] {
@@ -89,15 +155,18 @@ impl UserLayer {
                 r => r.at("making", dir)?,
             }
         }
+        let Opened { dirs, busy } = Opened::new(&[upper, &own, &aside], atime)?;
+        let [top, work, aside] = three(dirs)?;
         let layer = UserLayer {
             top: Arc::new(top),
-            work: sys::open_dir(&own).at("opening the work directory", &own)?,
+            work,
             marks,
-            aside: sys::open_dir(&aside).at("opening", &aside)?,
+            aside,
             dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
             counter: AtomicU64::new(0),
             ledger: None,
             pins: Mutex::default(),
+            _busy: busy,
         };
         layer.prepare(upper, &own)?;
         Ok(layer)
@@ -339,14 +408,14 @@ mod tests {
         let user = desktop.user_layer().unwrap();
         std::fs::create_dir(user.join("sub")).unwrap();
         {
-            let layer = UserLayer::open(&desktop).unwrap();
+            let layer = UserLayer::open(&desktop, 0).unwrap();
             let paths = [b"a".to_vec(), b"sub/b".to_vec(), b"gone/c".to_vec()];
             layer.note_group(&paths).unwrap();
             std::fs::write(user.join("sub/b"), "content").unwrap();
             // A note that was cut off says nothing.
             std::fs::write(desktop.work_dir().unwrap().join("group#9"), "a\0x").unwrap();
         }
-        UserLayer::open(&desktop).unwrap();
+        UserLayer::open(&desktop, 0).unwrap();
         assert_eq!(std::fs::read(user.join("a")).unwrap(), b"content");
         use std::os::unix::fs::MetadataExt;
         assert_eq!(std::fs::metadata(user.join("a")).unwrap().nlink(), 2);

@@ -219,3 +219,28 @@ fn a_group_of_the_stack_is_whole_after_copy_up_remount_and_swap() {
         look(3);
     });
 }
+
+#[test]
+fn a_name_that_the_users_file_hides_is_no_link_of_the_group() {
+    let fill = |dir: &Path| tree::write(dir, &[("file", Item::File(b"content"))]);
+    desk("", fill, |d| {
+        fs::write(d.at("second"), "mine").unwrap();
+        if crate::common::desk::over_directories() {
+            return; // Nothing is swapped there.
+        }
+        let next = d.source.with_file_name("next");
+        fs::create_dir(&next).unwrap();
+        crate::common::sh(&next, &format!("cp -a {}/. .; ln file second; ln file third", d.source.display()))
+            .ok();
+        d.program.ok(&["import", &format!("dir:{}", next.display()), "v:2", "--parent", "v:1"]);
+        d.program.ok(&["upgrade", "d", "--to", "v:2"]);
+        for _ in 0..2 {
+            assert_eq!(fs::read(d.at("second")).unwrap(), b"mine");
+            for name in ["file", "third"] {
+                assert_eq!(fs::metadata(d.at(name)).unwrap().nlink(), 2, "{name}");
+            }
+            assert_eq!(fs::metadata(d.at("second")).unwrap().nlink(), 1);
+            d.remount();
+        }
+    });
+}

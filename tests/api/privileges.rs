@@ -92,11 +92,12 @@ fn has_capability(path: &Path) -> bool {
     rfs::lgetxattr(path, "security.capability", &mut [0; 64][..]).is_ok()
 }
 
-/// Capabilities of a file that root changes through a mapping are another matter, see tests/limits.rs.
-fn changed(at: &At) {
+/// `mapped`: whether capabilities stay when a mapping is written, as on ext4; see tests/limits.rs.
+fn changed(at: &At, mapped: bool) {
+    let left_out = |step: &str, mode: u32| !mapped && step == "mapping" && mode == 0o6777;
     for step in STEPS {
         for mode in MODES {
-            if step != "mapping" || mode != 0o6777 {
+            if !left_out(step, mode) {
                 change(at, step, &format!("root-{step}-{mode:o}"));
             }
         }
@@ -105,7 +106,7 @@ fn changed(at: &At) {
         as_user(OTHER, OTHER, &[], || {
             for step in STEPS {
                 for mode in MODES {
-                    if step != "mapping" || mode != 0o6777 {
+                    if !left_out(step, mode) {
                         change(at, step, &format!("{who}-{step}-{mode:o}"));
                     }
                 }
@@ -116,12 +117,12 @@ fn changed(at: &At) {
 
 #[test]
 fn every_change_of_the_content_ends_privileges() {
-    twins(fill, changed);
+    twins(fill, |at| changed(at, true));
 }
 
 #[test]
 fn every_change_through_the_daemon_ends_privileges() {
-    twins_on("data=coherent", fill, changed);
+    twins_on("data=coherent", fill, |at| changed(at, false));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Disks of other file systems in image files.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::program::{Answer, run};
 #[derive(Debug)]
 pub struct Disk {
     point: PathBuf,
+    image: PathBuf,
 }
 
 impl Disk {
@@ -33,7 +35,7 @@ impl Disk {
         step(make.arg(&image).env("PATH", format!("{path}:/usr/sbin:/sbin")));
         // `mount -o loop` sets autoclear: the loop device goes with the last unmount.
         step(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(&point));
-        Disk { point }
+        Disk { point, image }
     }
 
     /// Does not wait for the disk beneath at each fsync (ext4): for tests with many of them that are not about power
@@ -41,6 +43,28 @@ impl Disk {
     #[track_caller]
     pub fn careless(&self) {
         step(Command::new("mount").args(["-o", "remount,nobarrier"]).arg(&self.point));
+    }
+
+    /// Fails from now on, as at a power cut: an ext4 file system is shut down without its journal being written
+    /// (`EXT4_IOC_SHUTDOWN`). What lay in memory only is lost, and the next mount finds the journal as it was.
+    #[track_caller]
+    #[allow(unsafe_code)] // One ioctl.
+    pub fn cut(&self) {
+        /// `_IOR('X', 125, __u32)`
+        const SHUTDOWN: libc::Ioctl = 0x8004_587d;
+        /// The journal is not written either.
+        const NO_LOG_FLUSH: u32 = 2;
+        let top = std::fs::File::open(&self.point).unwrap();
+        // SAFETY: the descriptor is open, and the call reads one number.
+        let result = unsafe { libc::ioctl(top.as_raw_fd(), SHUTDOWN, &NO_LOG_FLUSH) };
+        assert_eq!(result, 0, "shutting the disk down: {}", std::io::Error::last_os_error());
+    }
+
+    /// Unmounts it and mounts it again, as after a power cut. Nothing on it may be in use.
+    #[track_caller]
+    pub fn again(&self) {
+        unmount(&self.point);
+        step(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.point));
     }
 
     /// Where it is mounted.

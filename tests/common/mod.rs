@@ -8,6 +8,7 @@
 pub mod changes;
 pub mod desk;
 pub mod disk;
+pub mod mix;
 pub mod program;
 pub mod scratch;
 pub mod tree;

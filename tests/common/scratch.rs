@@ -82,10 +82,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Lazily, and first: a path lookup through a dead mount could hang, detaching by name cannot.
+        // Lazily, without helpers, and first: a path lookup through a dead mount could hang, detaching by name cannot.
         for point in mounts_beneath(&self.path).into_iter().rev() {
             let _ = Command::new("timeout")
-                .args(["20", "umount", "-l", "--"])
+                .args(["20", "umount", "-i", "-l", "--"])
                 .arg(point)
                 .stderr(Stdio::null())
                 .status();
