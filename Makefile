@@ -39,7 +39,7 @@ test:
 
 soak:
 	./scripts/setup test
-	REROOT_MODEL_FIRST=$(FIRST) REROOT_MODEL_SEQUENCES=$(SEQUENCES) ./scripts/test --test model -- --nocapture
+	REROOT_MODEL_FIRST=$(FIRST) REROOT_MODEL_SEQUENCES=$(SEQUENCES) ./scripts/test --test model -- --nocapture --include-ignored
 
 bench: build
 	./scripts/setup bench

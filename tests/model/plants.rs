@@ -49,6 +49,7 @@ fn build() -> PathBuf {
 
 /// Every fault is found, and the same sequences pass where none is planted.
 #[test]
+#[ignore = "builds the program once more and takes minutes: `make soak` runs it"]
 fn each_planted_fault_is_found() {
     let exe = build();
     let limit = Duration::from_secs(1500);

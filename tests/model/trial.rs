@@ -236,8 +236,11 @@ impl Trial<'_, '_> {
                 self.station.remount();
                 if self.third.is_some()
                     && let Some(overlay) = &mut self.station.overlay
+                    && !overlay.remount()
                 {
-                    overlay.remount();
+                    self.coverage
+                        .overlay_left("another mount name space holds it, and it cannot be mounted again");
+                    (self.third, self.station.overlay) = (None, None);
                 }
                 self.coverage.remounted();
                 return Ok(());
@@ -476,10 +479,16 @@ impl Trial<'_, '_> {
 }
 
 /// A mount that this test made itself.
-pub fn mount_overlay(point: &Path, options: &str) {
+pub fn mount_overlay(point: &Path, options: &str) -> Result<(), rustix::io::Errno> {
     let data = CString::new(options).unwrap();
-    rustix::mount::mount("overlay", point, "overlay", MountFlags::empty(), &*data)
-        .unwrap_or_else(|e| panic!("mounting overlayfs with {options}: {e}"));
+    for _ in 0..250 {
+        match rustix::mount::mount("overlay", point, "overlay", MountFlags::empty(), &*data) {
+            // Its directories are still in use: a mount name space that somebody made meanwhile holds the last mount.
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            r => return r,
+        }
+    }
+    Err(rustix::io::Errno::BUSY)
 }
 
 /// Its end.
