@@ -278,6 +278,11 @@ pub fn check(layers: &Layers) -> Result<Layers> {
     Ok(Layers { lower, upper, ..layers.clone() })
 }
 
+/// Whether nothing can be changed in a directory, since it is mounted so.
+pub fn is_read_only(dir: &Path) -> Result<bool> {
+    sys::is_read_only(sys::open_dir(dir).at("opening", dir)?).at("reading", dir)
+}
+
 /// Holds the work directory for one mount. One that was just unmounted still brings its writes to the disk: it is
 /// waited for.
 pub fn claim_work(work: &Path) -> Result<Lock> {

@@ -312,7 +312,17 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
 }
 
 fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> Result<Shown> {
-    let layers = &super::overlay::check(layers)?;
+    let mut layers = super::overlay::check(layers)?;
+    if request.options.read_only
+        && let Some((upper, _)) = &layers.upper
+        && super::overlay::is_read_only(upper)?
+    {
+        // Nothing can be prepared there, and nothing is to be written: it is one more layer.
+        let upper = upper.clone();
+        layers.lower.insert(0, upper);
+        layers.upper = None;
+    }
+    let layers = &layers;
     let mut others = vec![store.root().to_path_buf()];
     others.extend(layers.upper.iter().flat_map(|(upper, work)| [upper.clone(), work.clone()]));
     let marks = Namespace::over_directories(layers.user_xattr);

@@ -577,6 +577,11 @@ pub const FLAG_NOATIME: u32 = rfs::IFlags::NOATIME.bits();
 /// Every change of a directory's names is written to the disk at once (`FS_DIRSYNC_FL`).
 pub const FLAG_DIRSYNC: u32 = rfs::IFlags::DIRSYNC.bits();
 
+/// Whether nothing can be changed on the mount that holds `fd`.
+pub fn is_read_only(fd: impl AsFd) -> io::Result<bool> {
+    Ok(rfs::fstatvfs(fd)?.f_flag.contains(rfs::StatVfsMountFlags::RDONLY))
+}
+
 /// Inode flags (`FS_IOC_GETFLAGS`).
 pub fn get_flags(fd: impl AsFd) -> io::Result<u32> {
     Ok(rfs::ioctl_getflags(fd)?.bits())

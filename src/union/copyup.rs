@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::lower::{Content, Lower};
-use super::marks::{Changed, Found, Marks, PinMark};
+use super::marks::{Found, Marks, PinMark};
 use super::node::{BORN, Name, Node};
 use super::plant::planted;
 use super::swap::Notice;
@@ -57,7 +57,9 @@ impl View {
     fn copy_up_file(&self, pin: &Pin, node: &Arc<Node>, wanted: Depth, waits: bool) -> Answer<()> {
         // Only regular files have content that is worth leaving below.
         let leaves = match wanted {
-            Depth::Attributes => self.settings.metacopy,
+            Depth::Attributes => {
+                self.settings.metacopy && (node.is_file() || self.writable()?.marks.follow().is_some())
+            }
             Depth::Pin => self.settings.metacopy && node.is_file(),
             Depth::Empty => node.is_file(),
             Depth::Content => false,
@@ -122,7 +124,11 @@ impl View {
             None => false,
             Some(marks) => match depth {
                 Depth::Attributes => true,
-                Depth::Pin => marks.follows.is_none(),
+                // What stands on its own name does so at that name only.
+                Depth::Pin => {
+                    marks.follows.is_none()
+                        && !matches!(&marks.pin, Some(PinMark::Below(to)) if !to.starts_with(b"/"))
+                }
                 Depth::Content | Depth::Empty => marks.follows.is_none() && marks.pin.is_none(),
             },
         }
@@ -241,8 +247,11 @@ impl View {
                 match depth {
                     Depth::Attributes => {
                         file.set_len(size)?;
-                        marks.follows = Some(Changed::default());
+                        marks.follows = user.marks.follow();
                         marks.metacopy = true;
+                        if marks.follows.is_none() {
+                            marks.pin = Some(PinMark::Below(Vec::new()));
+                        }
                     }
                     Depth::Pin => {
                         file.set_len(size)?;
@@ -279,7 +288,7 @@ impl View {
             format => sys::mknod_at(&user.work, &temporary, format | 0o600, attributes.rdev)?,
         }
         if depth == Depth::Attributes {
-            marks.follows = Some(Changed::default());
+            marks.follows = user.marks.follow();
         }
         let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
         self.write_attributes(node, &handle, attributes, xattrs)?;
@@ -637,8 +646,7 @@ impl View {
         let result = (|| {
             let handle = sys::open_at(&user.work, &temporary, Open::DirPath)?;
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
-            let mut marks =
-                Marks { number: Some(node.id), follows: Some(Changed::default()), ..Marks::default() };
+            let mut marks = Marks { number: Some(node.id), follows: user.marks.follow(), ..Marks::default() };
             self.write_marks(&handle, &marks)?;
             marks.default_acl =
                 xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());

@@ -221,6 +221,12 @@ impl Namespace {
         Namespace { prefix, plain: true }
     }
 
+    /// What is brought up without a change goes on following the stack, swaps and all; over plain directories it is
+    /// complete.
+    pub fn follow(&self) -> Option<Changed> {
+        (!self.plain).then(Changed::default)
+    }
+
     /// The full name of one of Reroot's marks.
     pub fn own(&self, name: &str) -> Vec<u8> {
         format!("{}reroot.{name}", self.prefix).into_bytes()
@@ -308,7 +314,8 @@ impl Namespace {
                     let fits = number.filter(|n| (1..crate::layer::encode::NUMBER_LIMIT).contains(n));
                     out.number = Some(fits.ok_or_else(|| damaged("ino"))?);
                 }
-                b"reroot.meta" => {
+                // Over plain directories others change attributes too: what is on disk is what is shown.
+                b"reroot.meta" if !self.plain => {
                     out.follows = Some(Changed::decode(&value()?).ok_or_else(|| damaged("meta"))?)
                 }
                 b"reroot.times" => out.times = Some(decode_times(&value()?).ok_or_else(|| damaged("times"))?),
@@ -317,7 +324,7 @@ impl Namespace {
             }
         }
         if self.plain {
-            let on_its_own_name = (out.metacopy && out.follows.is_none()).then(Vec::new);
+            let on_its_own_name = out.metacopy.then(Vec::new);
             out.pin = redirect.or(on_its_own_name).map(PinMark::Below);
         }
         Ok(out)
@@ -326,6 +333,7 @@ impl Namespace {
     /// Sets the mark that says what something stands on.
     pub fn set_pin(&self, fd: impl AsFd, mark: &PinMark) -> io::Result<()> {
         match mark {
+            PinMark::Below(to) if to.is_empty() => Ok(()),
             PinMark::Below(_) => self.set_overlay(fd, "redirect", &mark.encode()),
             _ => self.set_own(fd, "pin", &mark.encode()),
         }

@@ -160,3 +160,17 @@ fn a_file_that_is_being_read_keeps_its_number_and_is_whole_in_the_upper_director
     let look = "stat -c %a:%s moved; cmp moved ../l0/big; getfattr -m overlay -d moved";
     assert_eq!(sh(&l.at("u"), look).ok().out(), "640:3000000\n");
 }
+
+#[test]
+fn an_upper_directory_that_cannot_be_written_is_shown_read_only_on_request() {
+    let l = Layers::new(&TWO);
+    l.seen(&l.all(), "echo new >n; rm f; mv d e");
+    sh(l.scratch.path(), "mkdir both; mv u w both; mount --bind both both; mount -o remount,bind,ro both")
+        .ok();
+    let all = format!("{},upperdir=both/u,workdir=both/w", l.lowerdir());
+    let wrong = l.overlay(&all).expect_code(1);
+    assert!(wrong.err().contains("Read-only file system"), "{}", wrong.err());
+    let out = l.seen(&format!("{all},ro"), "cat n e/a e/b; ls -A; if echo x >n; then echo written; fi 2>&1");
+    assert!(out.starts_with("new\na\nb\ne\nn\n") && out.contains("Read-only file system"), "{out}");
+    crate::common::disk::unmount(&l.at("both"));
+}

@@ -7,6 +7,7 @@ mod calls;
 mod engine;
 mod helper;
 mod hostile;
+mod ordinary;
 mod scale;
 mod turns;
 

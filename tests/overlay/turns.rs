@@ -175,3 +175,31 @@ fn marks_of_ordinary_users_are_read_and_written_on_request() {
     let marks = sh(&l.at("u"), "getfattr -m - -d d; stat -c %F f").ok().out();
     assert!(marks.contains("user.overlay.opaque=\"y\"") && !marks.contains("trusted."), "{marks}");
 }
+
+#[test]
+fn an_upper_directory_is_a_layer_of_the_next_mount() {
+    let mut l = spread();
+    turn(&l, CHANGES, false);
+    let rounds = [
+        (MORE, "echo again >again; chmod 700 usr; mv usr/share usr/s"),
+        (
+            "mv usr/s/again usr/moved; rm -r home; mkdir home; echo h >home/h",
+            "chmod 755 usr home; mv usr/s usr/t; mv usr/t/data usr/moved/data; rm -r usr/moved/in; echo x >>etc/passwd",
+        ),
+    ];
+    for (i, (first, second)) in rounds.into_iter().enumerate() {
+        // What was written becomes the topmost layer, and something new is written over it.
+        let name = format!("was{i}");
+        std::fs::rename(l.at("u"), l.at(&name)).unwrap();
+        l.lower.insert(0, name);
+        l.scratch.dir("u");
+        sh(l.scratch.path(), "rm -rf w; mkdir w").ok();
+        assert_same(
+            "before anything is written",
+            &l.kernel(&format!("{},{FOLLOW}", l.lowerdir()), look),
+            &l.mounted(&l.lowerdir(), look),
+        );
+        turn(&l, first, i == 1);
+        turn(&l, second, i == 0);
+    }
+}
