@@ -1,5 +1,6 @@
 # make demo      watch a rollback of a live Debian desktop (as root, about five minutes)
 # make test      everything that a change must pass; make test ARGS="--test NAME FILTER" runs a part
+# make soak      the long versions of the tests that draw lots: more sequences, seeds, crashes and power cuts (hours)
 # make bench     comparisons with the kernel's overlayfs and fuse-overlayfs
 # make install   program, man pages, completions, mount helpers; honours PREFIX and DESTDIR
 # make clean     removes what was built
@@ -21,7 +22,7 @@ LIBEXECDIR ?= $(DESTDIR)$(PREFIX)/lib/reroot
 
 export CARGO
 
-.PHONY: build demo test bench install clean
+.PHONY: build demo test soak bench install clean
 
 build:
 	$(CARGO) build --release
@@ -33,6 +34,11 @@ demo: build
 test:
 	./scripts/setup test
 	./scripts/test $(ARGS)
+
+soak:
+	./scripts/setup test
+	REROOT_CRASHES=5000 REROOT_POWER_CUTS=300 REROOT_FSX_SEEDS=20 REROOT_EXERCISES=40 \
+	  ./scripts/test --test crash --test suites --test weather --test programs --test model $(ARGS)
 
 bench: build
 	./scripts/setup bench
