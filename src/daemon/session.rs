@@ -230,6 +230,17 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
             .spawn(move || keep_house(&running, &dirty, &woken, &ended))
             .doing("starting")?
     };
+    // A thread of its own, since it copies contents, and notices must not wait for that.
+    let copier = {
+        let (view, ended) = (view.clone(), ended.clone());
+        let copy = move || {
+            while !settings.metacopy && !ended.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(100));
+                view.finish();
+            }
+        };
+        thread::Builder::new().name("copier".into()).spawn(copy).doing("starting")?
+    };
     unmount_on_signal(point)?;
     ready(&entry);
 
@@ -237,6 +248,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         serving.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread of the session ended early")));
     ended.store(true, Ordering::Relaxed);
     let _ = house.join();
+    let _ = copier.join();
     drop(control);
     let _ = std::fs::remove_file(&socket);
     view.finish();
@@ -435,7 +447,6 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
             since += step;
         }
         running.tell(&running.view.take_notices());
-        running.view.finish();
         let done: Vec<_> = running.late.lock().extract_if(.., |(old, _)| View::drained(old)).collect();
         for (old, notices) in done {
             running.tell(&notices);
