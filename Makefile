@@ -1,5 +1,6 @@
 # make demo      watch a rollback of a live Debian desktop (as root, about five minutes)
 # make test      everything that a change must pass; make test ARGS="--test NAME FILTER" runs a part
+# make soak      the reference model with very many sequences, other ones than `make test`; FIRST= and SEQUENCES= choose
 # make bench     comparisons with the kernel's overlayfs and fuse-overlayfs
 # make install   program, man pages, completions, mount helpers; honours PREFIX and DESTDIR
 # make clean     removes what was built
@@ -8,6 +9,8 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
+FIRST ?= 100000
+SEQUENCES ?= 200000
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Made by the build: man pages and completions.
 GEN := $(TARGET)/gen
@@ -21,7 +24,7 @@ LIBEXECDIR ?= $(DESTDIR)$(PREFIX)/lib/reroot
 
 export CARGO
 
-.PHONY: build demo test bench install clean
+.PHONY: build demo test soak bench install clean
 
 build:
 	$(CARGO) build --release
@@ -33,6 +36,10 @@ demo: build
 test:
 	./scripts/setup test
 	./scripts/test $(ARGS)
+
+soak:
+	./scripts/setup test
+	REROOT_MODEL_FIRST=$(FIRST) REROOT_MODEL_SEQUENCES=$(SEQUENCES) ./scripts/test --test model -- --nocapture --include-ignored
 
 bench: build
 	./scripts/setup bench

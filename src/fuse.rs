@@ -497,7 +497,8 @@ impl Filesystem for Adapter {
         self.changing();
         let pin = self.view.pin();
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
-        match self.view.write(&pin, fh.0, offset, data, kill) {
+        let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        match self.view.write(&pin, fh.0, offset, data, kill, mapped) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(e)),
         }

@@ -181,6 +181,10 @@ impl View {
         let mut out = match (&marks.follows, &lower) {
             (Some(changed), Some(lower)) if marks.pin.is_none() || node.is_dir() => {
                 let mut out = merged(node.id, &stat, changed, lower)?;
+                if node.state().displaced {
+                    out.nlink = 0;
+                    return Ok(out);
+                }
                 if !node.is_dir() && !gone && stat.nlink > 1 {
                     // A swap may have led some of the names that share the file on disk elsewhere.
                     out.nlink = match lower.links()? {

@@ -659,6 +659,10 @@ impl View {
                 state.upper = Some(marks);
                 return Ok(());
             }
+            if !self.dir_is_shown(&self.pin(), node)? {
+                // A swap took it meanwhile: what stands at its place now is not to be set aside for it.
+                return Err(Fail(libc::ENOENT));
+            }
             let (parent, name) = node.place()?;
             let dir = self.upper_dir(&parent)?;
             self.keeping_times(&parent, || {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, CAPABILITY};
 use super::copyup::Depth;
 use super::lower::Stack;
 use super::names::Make;
@@ -17,6 +17,7 @@ use super::node::Node;
 use super::plant::planted;
 use super::{Answer, Caller, Data, Fail, Pin, View};
 use crate::sys::fs::{self as sys, Open, Space};
+use crate::sys::xattr;
 
 /// Files of the stack from this size on are read past the daemon, in bytes.
 const LARGE: u64 = 1 << 20;
@@ -340,7 +341,16 @@ impl View {
     }
 
     /// Writes all of `data`. `kill`: who has no right to leave setuid and setgid where they are.
-    pub fn write(&self, pin: &Pin, fh: u64, offset: u64, data: &[u8], kill: Option<Caller>) -> Answer<()> {
+    /// `mapped`: the pages of a mapping are brought down, which takes no capabilities away, as a write does.
+    pub fn write(
+        &self,
+        pin: &Pin,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+        kill: Option<Caller>,
+        mapped: bool,
+    ) -> Answer<()> {
         let handle = self.handle(fh)?;
         if !handle.writes {
             return Err(Fail(libc::EBADF));
@@ -348,7 +358,12 @@ impl View {
         if kill.is_some() {
             self.kill_privileges(pin, &handle.node, kill)?;
         }
-        self.content(&handle.node)?.write_all_at(data, offset)?;
+        let file = self.content(&handle.node)?;
+        let capability = if mapped { xattr::get(&*file, CAPABILITY)? } else { None };
+        file.write_all_at(data, offset)?;
+        if let Some(value) = capability {
+            xattr::set(&*file, CAPABILITY, &value, xattr::Set::Any)?;
+        }
         Ok(())
     }
 

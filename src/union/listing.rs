@@ -65,6 +65,14 @@ impl View {
         }
         let _names = self.names.read();
         let node = &handle.node;
+        let removed = self.lower(pin, node)?.is_none() && {
+            let state = node.state();
+            state.gone || state.upper.is_none()
+        };
+        if removed {
+            // By a swap; of what the user removes the kernel knows it. The C library takes it for an empty listing.
+            return Err(Fail(libc::ENOENT));
+        }
         let up = node.place().map(|(p, _)| p.id).unwrap_or(node.id);
         let mut out = vec![
             Item { name: b".".to_vec(), format: libc::S_IFDIR, id: node.id },

@@ -563,9 +563,7 @@ impl View {
         let below1 = self.below(pin, m.d1, m.name)?;
         if m.how == Replace::Exchange {
             let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
-            if !planted("exchange-leaves-one-side-open") {
-                self.close_below(&m.a)?;
-            }
+            self.close_below(&m.a)?;
             self.close_below(b)?;
             sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
             self.moved(&m.a, m.d1, m.name, m.d2, m.new);

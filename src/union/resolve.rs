@@ -375,6 +375,7 @@ impl View {
             state.shown = state.shown.max(pin.0.number);
             if lower.is_some() && (state.lower.is_none() || state.lower_generation < pin.0.number) {
                 state.lower = lower;
+                state.displaced = false;
                 state.lower_generation = pin.0.number;
             }
         }

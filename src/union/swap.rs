@@ -381,10 +381,12 @@ impl View {
                 let held = |id: &&u64| {
                     self.nodes.get(**id).is_some_and(|n| {
                         let state = n.state();
-                        !n.is_dir() && (!n.is_file() || state.cached + state.passed > 0)
+                        !n.is_file() || state.cached + state.passed > 0
                     })
                 };
-                out.extend(ids.iter().filter(held).map(|id| Notice::Attributes(*id)));
+                let notice =
+                    if planted("swap-loses-what-is-open") { Notice::Inode } else { Notice::Attributes };
+                out.extend(ids.iter().filter(held).map(|id| notice(*id)));
             }
             if change.old.is_none() && planted("swap-keeps-what-was-not-there") {
                 continue;

@@ -40,11 +40,12 @@ pub enum Event {
 }
 
 /// All that must be reached.
-pub const WANTED: [Event; 12] = [
+pub const WANTED: [Event; 13] = [
     Event::WriterBesideReader,
     Event::WriteThroughOldHandle,
     Event::LinkOrRenameThenSwap,
     Event::MappingAfterClose,
+    Event::ForgottenThenByHandle,
     Event::CopyUpDuringSwap,
     Event::Swap,
     Event::Remount,

@@ -159,6 +159,21 @@ impl Operation {
         }
     }
 
+    /// One on a handle that is open, to see what became of it.
+    pub fn on_open(chance: &mut Chance, slot: usize) -> Operation {
+        use Operation as O;
+        let at = chance.pick(&[0u64, 1, 100, 4095]);
+        let byte = b'a' + chance.below(26) as u8;
+        match chance.below(10) {
+            0..=2 => O::ReadAt(slot, at, 100),
+            3..=5 => O::WriteAt(slot, at, byte, 3),
+            6 => O::Stat(slot),
+            7 => O::HandleChmod(slot, chance.pick(&[0o600, 0o640, 0o755])),
+            8 => O::Resize(slot, chance.pick(&[0, 7, 6000])),
+            _ => O::HandleXattr(slot, "user.y", vec![byte; 3]),
+        }
+    }
+
     /// A random one. `known` are paths that existed a short while ago.
     pub fn random(chance: &mut Chance, known: &[String], kinds: Kinds) -> Operation {
         use Operation as O;
@@ -189,8 +204,13 @@ impl Operation {
         if kinds.remount && c.below(50) == 0 {
             return O::Remount;
         }
-        if kinds.drop_caches && c.below(8) == 0 {
-            return O::DropCaches;
+        if kinds.drop_caches {
+            match c.below(16) {
+                0 => return O::DropCaches,
+                1..=2 => return O::Take(c.below(TAKEN), path(c)),
+                3..=4 => return O::OpenTaken(c.below(TAKEN)),
+                _ => {}
+            }
         }
         // Every fourth is on something that may be open.
         let which = if c.below(4) == 0 { 71 + c.below(40) } else { c.below(111) };

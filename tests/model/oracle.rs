@@ -658,6 +658,11 @@ impl Oracle {
         out
     }
 
+    /// Every path that some version has.
+    pub fn paths(&self) -> BTreeSet<String> {
+        self.versions.iter().flat_map(|v| v.entries.keys().cloned()).collect()
+    }
+
     /// Whether the rules say what a swap to a version gives. They do not where names that the target links were
     /// touched one by one on a version that does not link them.
     pub fn can_swap(&self, to: usize) -> bool {

@@ -236,8 +236,11 @@ impl Trial<'_, '_> {
                 self.station.remount();
                 if self.third.is_some()
                     && let Some(overlay) = &mut self.station.overlay
+                    && !overlay.remount()
                 {
-                    overlay.remount();
+                    self.coverage
+                        .overlay_left("another mount name space holds it, and it cannot be mounted again");
+                    (self.third, self.station.overlay) = (None, None);
                 }
                 self.coverage.remounted();
                 return Ok(());
@@ -322,6 +325,11 @@ impl Trial<'_, '_> {
         self.hold(&plain, &view, self.third.is_some().then_some(&third))
     }
 
+    /// Handles that are open.
+    pub fn open_slots(&self) -> Vec<usize> {
+        (0..self.plain.handles.len()).filter(|slot| self.plain.handles[*slot].is_some()).collect()
+    }
+
     /// Compares the whole trees; gives back their paths.
     pub fn compare(&mut self) -> Result<Vec<String>, Wrong> {
         let plain = snapshot::snapshot(&self.plain.root).map_err(|e| format!("plain: {e}"))?;
@@ -372,9 +380,11 @@ impl Trial<'_, '_> {
         }
         self.third = None;
         self.close_displaced();
+        self.ask()?;
         self.swap_plain(to);
         self.station.swap(to);
         self.coverage.swapped();
+        self.ask()?;
         self.compare().map(drop)
     }
 
@@ -386,6 +396,17 @@ impl Trial<'_, '_> {
             self.coverage.after(&operation, None);
         }
         self.displaced.clear();
+    }
+
+    /// Asks for every name that some version has: what is not there the kernel remembers too.
+    fn ask(&self) -> Result<(), Wrong> {
+        for path in self.oracle.paths() {
+            let there = |side: &Side| side.root.join(&path).symlink_metadata().is_ok();
+            if there(&self.plain) != there(&self.view) {
+                return Err(format!("{path} is there on the plain side: {}", there(&self.plain)));
+            }
+        }
+        Ok(())
     }
 
     fn swap_plain(&mut self, to: usize) {
@@ -458,10 +479,16 @@ impl Trial<'_, '_> {
 }
 
 /// A mount that this test made itself.
-pub fn mount_overlay(point: &Path, options: &str) {
+pub fn mount_overlay(point: &Path, options: &str) -> Result<(), rustix::io::Errno> {
     let data = CString::new(options).unwrap();
-    rustix::mount::mount("overlay", point, "overlay", MountFlags::empty(), &*data)
-        .unwrap_or_else(|e| panic!("mounting overlayfs with {options}: {e}"));
+    for _ in 0..250 {
+        match rustix::mount::mount("overlay", point, "overlay", MountFlags::empty(), &*data) {
+            // Its directories are still in use: a mount name space that somebody made meanwhile holds the last mount.
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            r => return r,
+        }
+    }
+    Err(rustix::io::Errno::BUSY)
 }
 
 /// Its end.
