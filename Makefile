@@ -1,6 +1,7 @@
 # make demo      watch a rollback of a live Debian desktop (as root, about five minutes)
 # make test      everything that a change must pass; make test ARGS="--test NAME FILTER" runs a part
-# make soak      the reference model with very many sequences, other ones than `make test`; FIRST= and SEQUENCES= choose
+# make soak      the long versions of the tests that draw lots: crashes, power cuts, fsx, and the reference model with
+#                very many sequences, other ones than `make test`; FIRST= and SEQUENCES= choose
 # make bench     comparisons with the kernel's overlayfs and fuse-overlayfs
 # make install   program, man pages, completions, mount helpers; honours PREFIX and DESTDIR
 # make clean     removes what was built
@@ -39,6 +40,8 @@ test:
 
 soak:
 	./scripts/setup test
+	REROOT_CRASHES=5000 REROOT_POWER_CUTS=300 REROOT_FSX_SEEDS=20 REROOT_EXERCISES=40 \
+	  ./scripts/test --test crash --test suites --test weather
 	REROOT_MODEL_FIRST=$(FIRST) REROOT_MODEL_SEQUENCES=$(SEQUENCES) ./scripts/test --test model -- --nocapture --include-ignored
 
 bench: build

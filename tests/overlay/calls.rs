@@ -78,7 +78,7 @@ fn what_cannot_be_used_together_is_refused_in_words() {
         ("lowerdir=l0,upperdir=u,workdir=u/in", 2, "lie within each other"),
         ("lowerdir=l0,upperdir=u,workdir=l0/sub", 2, "lie within each other"),
         ("lowerdir=u/in,upperdir=u,workdir=w", 2, "lie within each other"),
-        ("lowerdir=l0,upperdir=u,workdir=/dev/shm", 2, "one file system"),
+        ("lowerdir=l0,upperdir=u,workdir=/proc", 2, "one file system"),
         ("lowerdir=none", 2, "No such file or directory"),
         ("lowerdir=file", 2, "not a directory"),
         ("lowerdir=l0:", 2, "No such file or directory"),
