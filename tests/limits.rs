@@ -256,24 +256,6 @@ fn a_remount_leaves_the_rule_for_access_times_of_what_is_read_past_the_daemon() 
 }
 
 #[test]
-fn capabilities_end_when_a_mapping_is_written_through_the_daemon() {
-    desk("data=coherent", a_file, |d| {
-        d.sh(CAPABLE);
-        let file = File::options().read(true).write(true).open(d.at("mine")).expect("file");
-        let map = memmap2::MmapOptions::new().len(4).map_raw(&file).expect("mapping");
-        // SAFETY: the byte lies in the mapping, to which nobody has a reference.
-        #[allow(unsafe_code)]
-        unsafe {
-            map.as_mut_ptr().write_volatile(b'C')
-        };
-        map.flush().expect("msync");
-        // On ext4 they stay: a mapping asks nothing. Here the daemon writes the page, as any writer does.
-        let capability = rustix::fs::lgetxattr(d.at("mine"), "security.capability", &mut [0u8; 64][..]);
-        assert_eq!(capability, Err(rustix::io::Errno::NODATA));
-    });
-}
-
-#[test]
 fn times_of_a_pipe_stay_when_it_is_written_to() {
     desk("", a_file, |d| {
         let through =

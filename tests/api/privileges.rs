@@ -92,23 +92,17 @@ fn has_capability(path: &Path) -> bool {
     rfs::lgetxattr(path, "security.capability", &mut [0; 64][..]).is_ok()
 }
 
-/// `mapped`: whether capabilities stay when a mapping is written, as on ext4; see tests/limits.rs.
-fn changed(at: &At, mapped: bool) {
-    let left_out = |step: &str, mode: u32| !mapped && step == "mapping" && mode == 0o6777;
+fn changed(at: &At) {
     for step in STEPS {
         for mode in MODES {
-            if !left_out(step, mode) {
-                change(at, step, &format!("root-{step}-{mode:o}"));
-            }
+            change(at, step, &format!("root-{step}-{mode:o}"));
         }
     }
     for who in ["other", "owner"] {
         as_user(OTHER, OTHER, &[], || {
             for step in STEPS {
                 for mode in MODES {
-                    if !left_out(step, mode) {
-                        change(at, step, &format!("{who}-{step}-{mode:o}"));
-                    }
+                    change(at, step, &format!("{who}-{step}-{mode:o}"));
                 }
             }
         });
@@ -117,12 +111,12 @@ fn changed(at: &At, mapped: bool) {
 
 #[test]
 fn every_change_of_the_content_ends_privileges() {
-    twins(fill, |at| changed(at, true));
+    twins(fill, changed);
 }
 
 #[test]
 fn every_change_through_the_daemon_ends_privileges() {
-    twins_on("data=coherent", fill, |at| changed(at, false));
+    twins_on("data=coherent", fill, changed);
 }
 
 #[test]
