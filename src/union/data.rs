@@ -123,25 +123,20 @@ impl View {
         let Use { writes, executes } = purpose;
         let _names = self.names.read();
         let may_pass = self.passthrough.load(Ordering::Relaxed) && self.settings.data != Data::Coherent;
-        let (owns, file) = {
+        let (owns, open) = {
             let state = node.state();
             (state.owns_content(), state.file.clone())
         };
-        let has_file = file.is_some();
-        if owns && writes && file.is_some_and(|f| sys::only_reads(&*f)) {
+        if owns && writes && open.as_ref().is_some_and(|f| sys::only_reads(&**f)) {
             // Somebody reads it since the disk was read-only; all handles of an inode share one file.
             return Err(Fail(libc::EROFS));
         }
-        if owns && !has_file {
-            let file = match made {
-                Some(file) => file,
-                None => self.open_upper(node, writes)?,
-            };
-            let mut state = node.state();
-            if state.file.is_none() {
-                state.file = Some(Arc::new(file));
-            }
-        }
+        let file = match (owns, open, made) {
+            (false, ..) => None,
+            (true, Some(open), _) => Some(open),
+            (true, None, Some(made)) => Some(Arc::new(made)),
+            (true, None, None) => Some(Arc::new(self.open_upper(node, writes)?)),
+        };
         let mut state = node.state();
         // All open handles of an inode travel the same way: the kernel does not mix them.
         let passed = if state.passed > 0 {
@@ -165,6 +160,10 @@ impl View {
         }
         state.writers += u32::from(writes);
         state.executing += u32::from(executes);
+        // Only together with the count: whoever closes the last handle takes the file away.
+        if state.file.is_none() {
+            state.file = file;
+        }
         drop(state);
         let fh = self.handles.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.handles
