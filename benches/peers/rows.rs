@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use crate::ground::{Ground, Peer, drop_caches, sh, sync};
+use crate::ground::{Ground, Peer, call, drop_caches, sh, sync};
 use crate::table::Measured;
 use crate::trees::{self, Scale};
 use crate::work::{self, timed};
@@ -165,16 +166,11 @@ const FOR: &str = "--runtime=3";
 
 /// A small Debian whose package cache holds what is installed later.
 fn debian(dir: &Path) {
-    let parent = dir.parent().expect("a tree has a parent");
-    let name = dir.display();
-    sh(
-        parent,
-        &format!(
-            "rmdir {name}; mmdebstrap --quiet --variant=apt --skip=cleanup/apt bookworm {name}; cp /etc/resolv.conf {name}/etc/; \
-             chroot {name} apt-get install -y -qq --download-only --no-install-recommends less file bc jq; rm -rf {name}/dev; mkdir {name}/dev; \
-             mknod -m 666 {name}/dev/null c 1 3"
-        ),
-    );
+    let make = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/debian-root");
+    call(Command::new(make).arg(dir));
+    let fetch = "chroot . apt-get update -qq
+        chroot . apt-get install -y -qq --download-only --no-install-recommends less file bc jq >/dev/null";
+    sh(dir, fetch);
 }
 
 /// What the kernel has in its caches when the clock starts.

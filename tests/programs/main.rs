@@ -147,6 +147,31 @@ fn rsync_there_and_back_finds_no_difference() {
 }
 
 #[test]
+fn apt_installs_into_a_system_and_dpkg_finds_its_files_as_they_were_packed() {
+    // What is installed later is fetched here, so that nothing but the view decides in the end.
+    let fill = |dir: &Path| {
+        let make = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/debian-root");
+        run(Command::new(make).arg(dir), 2 * LIMIT).ok();
+        let script = "chroot . apt-get update -qq
+             chroot . apt-get install -y -qq --no-install-recommends --download-only less bc file jq cron >/dev/null
+             test -z \"$(chroot . dpkg --verify)\"";
+        run(Command::new("env").arg("-C").arg(dir).args(["bash", "-euc", script]), LIMIT).ok();
+    };
+    let script = "export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+         mount -t proc proc proc; trap 'umount proc' EXIT
+         quietly() { \"$@\" >log 2>&1 || { cat log; exit 1; }; }
+         quietly chroot . apt-get install -y --no-install-recommends --no-download less bc file jq cron
+         chroot . dpkg --verify; chroot . dpkg --audit
+         echo '6 * 7' | chroot . bc; echo '[4, 2]' | chroot . jq -c 'map(. + 1)'; chroot . file -b /etc/passwd
+         quietly chroot . apt-get install -y --reinstall --no-download jq bc
+         quietly chroot . apt-get purge -y cron jq less
+         chroot . dpkg --verify; chroot . dpkg --audit; (ls usr/bin/jq usr/bin/less usr/sbin/cron 2>&1 || :) | grep -c 'No such'
+         quietly chroot . apt-get install -y --no-install-recommends --no-download cron
+         chroot . dpkg --verify; chroot . stat -c '%a %G' usr/bin/crontab";
+    assert_eq!(runs(fill, script), "42\n[5,3]\nASCII text\n3\n2755 crontab\n");
+}
+
+#[test]
 fn postgresql_recovers_after_a_kill() {
     // Its programs do not run as root.
     const AS: &str = "as() { setpriv --reuid=postgres --regid=postgres --clear-groups \"$@\"; }
