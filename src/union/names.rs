@@ -372,6 +372,11 @@ impl View {
         if nameless {
             return Err(Fail(libc::ENOENT));
         }
+        {
+            // The kernel itself links nothing that has no name: it looked before a swap, and asks again.
+            let _names = self.names.read();
+            self.still_shown(&node, true)?;
+        }
         self.copy_up(pin, &node, Depth::Pin)?;
         self.copy_up_dir(pin, &dir)?;
         let _names = self.names.read();
@@ -489,6 +494,10 @@ impl View {
         let mark = lower.pin_mark()?;
         user.pin_version(lower.version())?;
         let _names = self.names.write();
+        if self.pin().0.number != pin.0.number {
+            // What is known of the directory and beneath it may be of the next generation by now, and the mark is not.
+            return Err(Fail(libc::ESTALE));
+        }
         let fd = self.upper_dir(node)?;
         user.marks.set_pin(&*fd, &mark)?;
         for other in self.nodes.all() {

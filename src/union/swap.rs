@@ -320,7 +320,7 @@ impl View {
         mounts: &[Vec<u8>],
     ) -> Result<Vec<Notice>> {
         let mut out = Vec::new();
-        let mut dirs: BTreeSet<u64> = BTreeSet::new();
+        let (mut dirs, mut unnamed) = (BTreeSet::<u64>::new(), Vec::new());
         // Directories of the user layer may have other numbers than those of the stack at their paths: what the
         // user made, and what the user moved.
         let mut ups: HashMap<Vec<u8>, u64> = HashMap::new();
@@ -386,7 +386,7 @@ impl View {
                 };
                 let notice =
                     if planted("swap-loses-what-is-open") { Notice::Inode } else { Notice::Attributes };
-                out.extend(ids.iter().filter(held).map(|id| notice(*id)));
+                unnamed.extend(ids.iter().filter(held).map(|id| notice(*id)));
             }
             if change.old.is_none() && planted("swap-keeps-what-was-not-there") {
                 continue;
@@ -402,6 +402,8 @@ impl View {
             }
         }
         out.extend(dirs.into_iter().map(Notice::Inode));
+        // Last: while a name still leads to what has none, the kernel would find nothing to link there.
+        out.append(&mut unnamed);
         Ok(out)
     }
 
