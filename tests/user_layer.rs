@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use common::changes::{CHANGES, Seen, assert_same, base, look};
@@ -244,4 +246,19 @@ fn a_damaged_mark_fails_its_own_path_and_no_other() {
     mount.umount();
     // Whatever was committed meanwhile is whole.
     program.ok(&["fsck", "--deep"]);
+}
+
+#[test]
+fn a_mark_of_a_filling_that_is_done_says_nothing() {
+    common::require_root();
+    let scratch = Scratch::new();
+    let (program, user) = marked(&scratch);
+    // As a crash leaves it between the last two marks of a filling.
+    sh(&user, "setfattr -n trusted.reroot.times -v '1.0 1.0' etc/hostname").ok();
+    let on_disk = fs::metadata(user.join("etc/hostname")).unwrap().mtime();
+    let mount = program.mount("alice", scratch.mnt());
+    assert_eq!(fs::metadata(mount.join("etc/hostname")).unwrap().mtime(), on_disk);
+    fs::write(mount.join("etc/hostname"), "later").unwrap();
+    assert!(fs::metadata(mount.join("etc/hostname")).unwrap().mtime() >= on_disk);
+    mount.umount();
 }

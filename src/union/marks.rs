@@ -327,6 +327,10 @@ impl Namespace {
             let on_its_own_name = out.metacopy.then(Vec::new);
             out.pin = redirect.or(on_its_own_name).map(PinMark::Below);
         }
+        if out.pin.is_none() && out.follows.is_none() {
+            // The filling was done, and only this mark was not taken away any more: the file has its own times.
+            out.times = None;
+        }
         Ok(out)
     }
 
