@@ -74,7 +74,10 @@ fn explore(station: &mut Station<'_>, seed: u64) -> Result<Coverage, (Vec<Operat
         // What is open matters most just after something happened beneath it.
         let often =
             if matches!(done.last(), Some(Operation::Swap(_) | Operation::Unlink(_))) { 2 } else { 10 };
-        let operation = if !open.is_empty() && chance.below(often) == 0 {
+        let follows = done.last().and_then(|last| Operation::follows(&mut chance, last, kinds));
+        let operation = if let Some(operation) = follows {
+            operation
+        } else if !open.is_empty() && chance.below(often) == 0 {
             let slot = chance.pick(&open);
             Operation::on_open(&mut chance, slot)
         } else {

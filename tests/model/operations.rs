@@ -174,6 +174,26 @@ impl Operation {
         }
     }
 
+    /// One that makes the last one matter, where chance wants it: what is open or mapped meets a swap, a close, a change.
+    pub fn follows(chance: &mut Chance, last: &Operation, kinds: Kinds) -> Option<Operation> {
+        use Operation as O;
+        let byte = b'a' + chance.below(26) as u8;
+        match last {
+            O::Open(..) if kinds.swap && chance.below(3) == 0 => Some(O::Swap(chance.below(VERSIONS))),
+            O::Open(slot, ..) if chance.below(12) == 0 => Some(O::Map(*slot)),
+            O::Map(slot) if chance.below(2) == 0 => Some(O::Close(*slot)),
+            O::Map(slot) | O::Close(slot) if chance.below(4) == 0 => {
+                Some(O::MapWrite(slot % MAPPINGS, chance.pick(&[0, 3]), byte, chance.pick(&[1, 50])))
+            }
+            O::Rmdir(path) | O::Unlink(path) if chance.below(8) == 0 => {
+                let made = [O::Mkdir(path.clone(), 0o755), O::Create(path.clone(), 0o640)];
+                Some(made[chance.below(2)].clone())
+            }
+            O::Close(slot) if chance.below(3) == 0 => Some(O::MapRead(slot % MAPPINGS, 0, 50)),
+            _ => None,
+        }
+    }
+
     /// A random one. `known` are paths that existed a short while ago.
     pub fn random(chance: &mut Chance, known: &[String], kinds: Kinds) -> Operation {
         use Operation as O;

@@ -118,10 +118,14 @@ pub fn known_answer(operation: &Operation, plain: &Outcome, third: &Outcome) -> 
         (
             O::HandleChmod(..) | O::HandleChown(..) | O::HandleXattr(..) | O::HandleTimes(..),
             Ok(_),
-            Err(libc::EEXIST | libc::ENOENT | libc::ESTALE),
+            Err(libc::EEXIST | libc::ENOENT | libc::ENOTDIR | libc::ESTALE),
         ) => leaves("a lower file without a name cannot be copied up"),
         (O::Mknod(_, mode, 0, 0), Ok(_), Err(libc::EPERM)) if mode & libc::S_IFMT == libc::S_IFCHR => {
             leaves("a character device 0:0 is its whiteout")
+        }
+        (O::MapRead(..), _, _) => leaves("a mapping of a lower file stays with it when the file is copied up"),
+        (O::Stat(_), Ok(a), Ok(b)) if a.replace(" links 0 ", " links 1 ") == *b => {
+            stays("a file without a name counts the link in the index")
         }
         _ => None,
     }

@@ -8,7 +8,8 @@ use super::common::{self, Program, program};
 use super::trial::World;
 use super::{BATCH, run};
 
-/// Each fault of `union/plant.rs`, and the first seed of a batch that finds it.
+/// Each fault of `union/plant.rs`, and the first seed that found it: its batch is tried first, which is quick. It only
+/// has to be put right where operations are drawn otherwise; until then the search from the first seed on finds another.
 const FAULTS: [(&str, u64); 13] = [
     ("unlink-without-whiteout", 0),
     ("mkdir-forgets-opaque", 0),
@@ -26,7 +27,7 @@ const FAULTS: [(&str, u64); 13] = [
 ];
 
 /// How many sequences may pass before one finds the fault.
-const SEQUENCES: u64 = 20 * BATCH;
+const SEQUENCES: u64 = 100 * BATCH;
 
 /// Builds the program with the faults, beside the one that the tests run.
 fn build() -> PathBuf {
@@ -61,7 +62,10 @@ fn each_planted_fault_is_found() {
         let mut batches = std::collections::BTreeSet::new();
         for (fault, first) in FAULTS.iter().filter(|(f, _)| only.as_deref().is_none_or(|o| o == *f)) {
             world.program = whole.clone().with_env("REROOT_PLANT", fault);
-            let outcome = run(&world, *first, SEQUENCES, 1);
+            let mut outcome = run(&world, first / BATCH * BATCH, BATCH, 1);
+            if outcome.failures.is_empty() {
+                outcome = run(&world, 0, SEQUENCES, 1);
+            }
             match outcome.failures.first() {
                 Some(failure) => {
                     println!("{fault}: found by seed {} after {} sequences", failure.seed, outcome.run);
