@@ -151,9 +151,15 @@ impl View {
             return match &lower {
                 Some(lower) => {
                     let mut out = lower.attributes(node.id)?;
-                    if node.state().displaced {
+                    let (displaced, shown) = {
+                        let state = node.state();
+                        (state.displaced, state.shown >= pin.0.number)
+                    };
+                    // What the user hides of its group may have led all names to another number at a swap.
+                    let counts = node.id == lower.number() && (shown || out.nlink == 1);
+                    if displaced {
                         out.nlink = 0;
-                    } else if node.id != lower.number() && !gone && !node.is_dir() {
+                    } else if !counts && !gone && !node.is_dir() {
                         out.nlink = self.split_links(pin, node, lower)?;
                     }
                     Ok(out)

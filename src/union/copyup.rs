@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::lower::{Content, Lower};
-use super::marks::{Found, Marks, PinMark};
+use super::marks::{Changed, Found, Marks, PinMark};
 use super::node::{BORN, Name, Node};
 use super::plant::planted;
 use super::swap::Notice;
@@ -289,6 +289,14 @@ impl View {
         }
         if depth == Depth::Attributes {
             marks.follows = user.marks.follow();
+        }
+        if let Some(follows) = &mut marks.follows {
+            let state = node.state();
+            if let Some(lower) = state.lower.as_ref().filter(|_| state.gone) {
+                // What has no name follows nothing any more.
+                let names = lower.xattrs()?.into_iter().chain(xattrs.iter().cloned()).map(|(name, _)| name);
+                *follows = Changed { xattrs: names.collect(), ..Changed::basics() };
+            }
         }
         let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
         self.write_attributes(node, &handle, attributes, xattrs)?;

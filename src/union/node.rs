@@ -71,6 +71,8 @@ pub struct State {
     pub gone: bool,
     /// The last attributes of a node that is gone.
     pub ghost: Option<Attributes>,
+    /// The last extended attributes of a file that a swap took from the user layer's part, which its name keeps.
+    pub ghost_xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     /// The user layer's part of a node that is gone, which cannot be reached by a name any more.
     pub kept: Option<Arc<OwnedFd>>,
     /// The user's file while it is open.

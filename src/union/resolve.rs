@@ -567,10 +567,11 @@ impl View {
         if content || (node.is_file() && !open) || !self.is_told(&pin) {
             return Err(Fail(libc::ESTALE));
         }
-        let last = self.attributes(&pin, node)?;
+        let (last, xattrs) = (self.attributes(&pin, node)?, self.all_xattrs(&pin, node)?);
         let mut state = node.state();
         state.names.clear();
         (state.gone, state.ghost, state.upper, state.host) = (true, Some(last), None, None);
+        state.ghost_xattrs = Some(xattrs);
         Ok(())
     }
 

@@ -34,6 +34,9 @@ impl View {
 
     /// The caller holds `names`.
     pub(crate) fn xattr(&self, pin: &Pin, node: &Arc<Node>, name: &[u8]) -> Answer<Option<Vec<u8>>> {
+        if let Some(last) = self.last_xattrs(node) {
+            return Ok(last.into_iter().find(|(n, _)| n == name).map(|(_, value)| value));
+        }
         let lower = self.lower(pin, node)?;
         if self.is_below(node, &lower, name) {
             return Ok(match &lower {
@@ -46,6 +49,12 @@ impl View {
             return Ok(None);
         }
         Ok(xattr::get(self.upper_handle(node)?, &user.marks.escape(name))?)
+    }
+
+    /// Those of a file without a name whose part in the user layer is another's now.
+    fn last_xattrs(&self, node: &Node) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+        let state = node.state();
+        state.ghost_xattrs.clone().filter(|_| state.gone && state.upper.is_none())
     }
 
     /// It has no name, and nothing was kept of it.
@@ -81,6 +90,9 @@ impl View {
 
     /// All extended attributes of the view with their values. The caller holds `names`.
     pub(crate) fn all_xattrs(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Vec<(Vec<u8>, Vec<u8>)>> {
+        if let Some(last) = self.last_xattrs(node) {
+            return Ok(last);
+        }
         let lower = self.lower(pin, node)?;
         let mut out = Vec::new();
         if let Some(l) = &lower {

@@ -123,7 +123,9 @@ pub fn known_answer(operation: &Operation, plain: &Outcome, third: &Outcome) -> 
         (O::Mknod(_, mode, 0, 0), Ok(_), Err(libc::EPERM)) if mode & libc::S_IFMT == libc::S_IFCHR => {
             leaves("a character device 0:0 is its whiteout")
         }
-        (O::MapRead(..), _, _) => leaves("a mapping of a lower file stays with it when the file is copied up"),
+        (O::MapRead(..), _, _) => {
+            leaves("a mapping of a lower file stays with it when the file is copied up")
+        }
         (O::Stat(_), Ok(a), Ok(b)) if a.replace(" links 0 ", " links 1 ") == *b => {
             stays("a file without a name counts the link in the index")
         }

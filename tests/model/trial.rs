@@ -417,11 +417,18 @@ impl Trial<'_, '_> {
         self.displaced.extend(before.into_iter().filter(|i| self.oracle.names_of(*i).is_empty()));
     }
 
+    /// Where a name may lead to another inode and need not, who holds the old one may have lost it and need not have.
     fn swap_names(&mut self, to: usize) {
+        let mut renumbered = HashSet::new();
         for path in self.oracle.swap(to) {
             if let Ok(meta) = fs::symlink_metadata(&path) {
                 self.numbers.remove(&(meta.ino(), meta.created().unwrap_or(std::time::UNIX_EPOCH)));
+                renumbered.insert(meta.ino());
             }
+        }
+        for operation in self.plain.slots_of(&renumbered) {
+            let _ = (self.plain.apply(&operation), self.view.apply(&operation));
+            self.coverage.after(&operation, None);
         }
     }
 

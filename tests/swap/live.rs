@@ -318,3 +318,31 @@ fn a_hundred_swaps_in_a_row_show_each_version_at_once() {
     }
     assert_eq!(pids(&desk), pid, "the same daemon serves all along");
 }
+
+#[test]
+fn what_the_user_changed_stays_with_an_open_file_that_a_swap_displaces() {
+    let desk = Desk::new(
+        &[
+            ("f", Item::File(b"one")),
+            ("pipe", Item::File(b"")),
+            ("a", Item::File(b"group")),
+            ("b", Item::Same("a")),
+        ],
+        &["printf two >f; rm pipe; mkfifo pipe; printf own >b.new; mv b.new b"],
+    );
+    desk.to("2");
+    let mount = desk.mount();
+    mount.sh("chmod 711 f; setfattr -n user.mine -v kept f; chown 77:78 pipe; setfattr -n trusted.mine -v kept pipe");
+    // The name is hidden where the first version links it with `a`.
+    mount.sh("mv b c");
+    let script = "cd \"$0\"; exec 5<f 6<>pipe 7<a; while IFS= read -r l; do eval \"$l\" 2>&1 | tr '\\n' ' '; echo; done";
+    let mut shell = Asked::start(Command::new("bash").arg("-c").arg(script).arg(mount.path()));
+    let facts = "cd /proc/self/fd; stat -L -c '%a %u:%g %h' 5 6 7; getfattr --only-values -n user.mine 5; getfattr --only-values -n trusted.mine 6";
+    assert_eq!(shell.ask(facts), "711 0:0 1 644 77:78 1 644 0:0 1 keptkept");
+    desk.to("1");
+    // What the kernel opens by itself is not known to have lost its name before it is changed.
+    assert_eq!(shell.ask(facts), "711 0:0 0 644 77:78 0 644 0:0 0 keptkept");
+    shell.ask("touch -d @5 /proc/self/fd/5 /proc/self/fd/6");
+    assert_eq!(shell.ask(facts), "711 0:0 0 644 77:78 0 644 0:0 0 keptkept");
+    assert_eq!(mount.sh("stat -c '%a %u:%g %h' f pipe a; cat f"), "711 0:0 1\n644 0:0 1\n644 0:0 1\none");
+}
