@@ -19,6 +19,8 @@ use crate::union::directories::LAYERS_MAX;
 
 /// How long a mount waits for one of the same work directory that is on its way out.
 const ENDING: Duration = Duration::from_secs(20);
+/// How long one that let go of its work directory may take to let go of the rest.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// Where mounts of plain directories are listed.
 pub fn registry() -> Result<Store> {
@@ -301,6 +303,24 @@ pub fn claim_work(work: &Path) -> Result<Lock> {
                 )));
             }
             Err(e) => return Err(e).at("locking", &path),
+        }
+    }
+}
+
+/// Holds the directory of a user layer itself, whatever it is named and whoever mounts it: two views of one would not
+/// see each other's changes. A daemon that is just ending still holds it for a moment.
+pub fn claim_upper(dir: &Path, what: &str) -> Result<Lock> {
+    let began = Instant::now();
+    loop {
+        match lock::attempt_dir(dir, Share::Exclusive).at("locking", dir)? {
+            Some(lock) => return Ok(lock),
+            None if began.elapsed() < LETTING_GO => std::thread::sleep(Duration::from_millis(5)),
+            None => {
+                return Err(Error::Failed(format!(
+                    "{what}: {} is in use by another mount; unmount that first, or take another directory",
+                    dir.display()
+                )));
+            }
         }
     }
 }

@@ -257,7 +257,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     }
     // Other threads may still hold the claim; it ends with this process.
     running.claim.withdraw();
-    drop(shown.work);
+    drop(shown.claims);
     log::info!("{id} is unmounted");
     result.doing("serving the mount")
 }
@@ -275,10 +275,11 @@ struct Shown {
     /// See [`Settings::metacopy`].
     metacopy: bool,
     /// Held while the mount runs.
-    work: Option<Lock>,
+    claims: Vec<Lock>,
 }
 
 fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Result<Shown> {
+    let mut claims = Vec::new();
     let (version, generation, user) = match (&request.subject, desktop) {
         (Subject::Directories(layers), _) => return shown_directories(request, store, layers),
         (Subject::Version { version, .. }, _) => (*version, 0, None),
@@ -295,7 +296,9 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
                     desktop.name
                 )));
             } else {
-                UserLayer::open(desktop, request.options.attributes())?
+                let user = UserLayer::open(desktop, request.options.attributes())?;
+                claims.push(super::overlay::claim_upper(&desktop.user_layer()?, &desktop.name)?);
+                user
             };
             (state.current.version, state.generation, Some(user))
         }
@@ -319,7 +322,7 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
         generation,
         sealed,
         metacopy: true,
-        work: None,
+        claims,
     })
 }
 
@@ -344,9 +347,10 @@ fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> 
         others.extend(layers.lower.iter().cloned());
     }
     let point = check_mountpoint(&request.mountpoint, &others, true)?;
-    let (mut user, mut held) = (None, None);
+    let (mut user, mut claims) = (None, Vec::new());
     if let Some((upper, work)) = &layers.upper {
-        held = Some(super::overlay::claim_work(work)?);
+        claims.push(super::overlay::claim_work(work)?);
+        claims.push(super::overlay::claim_upper(upper, "upperdir")?);
         super::overlay::note_mount_point(work, &point)?;
         user = Some(UserLayer::over_directories(upper, work, marks, request.options.attributes())?);
     }
@@ -361,7 +365,7 @@ fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> 
         generation: 0,
         sealed,
         metacopy: layers.metacopy,
-        work: held,
+        claims,
     })
 }
 

@@ -41,7 +41,15 @@ pub fn wait(path: &Path, share: Share) -> io::Result<Lock> {
 
 /// Takes the lock if nobody stands in the way; `None` otherwise.
 pub fn attempt(path: &Path, share: Share) -> io::Result<Option<Lock>> {
-    let file = open(path)?;
+    attempt_on(open(path)?, share)
+}
+
+/// The same for a lock on a directory itself, in which nothing is made.
+pub fn attempt_dir(path: &Path, share: Share) -> io::Result<Option<Lock>> {
+    attempt_on(File::open(path)?, share)
+}
+
+fn attempt_on(file: File, share: Share) -> io::Result<Option<Lock>> {
     let op = match share {
         Share::Shared => FlockOperation::NonBlockingLockShared,
         Share::Exclusive => FlockOperation::NonBlockingLockExclusive,

@@ -222,7 +222,8 @@ impl View {
         placed
     }
 
-    /// Makes the file in the work directory, complete with attributes and marks.
+    /// Makes the file in the work directory, complete with attributes and marks. One that fails leaves nothing there:
+    /// a full disk would stay full.
     fn prepare(
         &self,
         node: &Arc<Node>,
@@ -233,17 +234,38 @@ impl View {
         version: Option<Digest>,
     ) -> Answer<(Vec<u8>, Option<File>, Marks)> {
         let user = self.writable()?;
+        let temporary = user.temporary_name();
+        match self.prepare_as(&temporary, node, depth, fresh, attributes, xattrs, version) {
+            Ok((file, marks)) => Ok((temporary, file, marks)),
+            Err(e) => {
+                let _ = sys::unlink_at(&user.work, &temporary);
+                Err(e)
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn prepare_as(
+        &self,
+        temporary: &[u8],
+        node: &Arc<Node>,
+        depth: Depth,
+        fresh: bool,
+        attributes: &Attributes,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+        version: Option<Digest>,
+    ) -> Answer<(Option<File>, Marks)> {
+        let user = self.writable()?;
         let mut marks = Marks { number: (!fresh).then_some(node.id), ..Marks::default() };
         if planted("copy-up-changes-the-number") {
             marks.number = None;
         }
         let mut open = None;
-        let temporary = user.temporary_name();
         match node.format {
             libc::S_IFREG => {
                 let content = self.content_of(node)?;
                 let size = content.size();
-                let file = sys::create_at(&user.work, &temporary, 0o600)?;
+                let file = sys::create_at(&user.work, temporary, 0o600)?;
                 match depth {
                     Depth::Attributes => {
                         file.set_len(size)?;
@@ -279,13 +301,13 @@ impl View {
                     let lower = state.lower.as_ref().ok_or(Fail(libc::ESTALE))?;
                     lower.target()?
                 };
-                sys::symlink_at(&target, &user.work, &temporary)?;
+                sys::symlink_at(&target, &user.work, temporary)?;
             }
             libc::S_IFCHR if attributes.rdev == (0, 0) => {
-                open = Some(sys::create_at(&user.work, &temporary, 0o600)?);
+                open = Some(sys::create_at(&user.work, temporary, 0o600)?);
                 marks.null_device = true;
             }
-            format => sys::mknod_at(&user.work, &temporary, format | 0o600, attributes.rdev)?,
+            format => sys::mknod_at(&user.work, temporary, format | 0o600, attributes.rdev)?,
         }
         if depth == Depth::Attributes {
             marks.follows = user.marks.follow();
@@ -298,10 +320,10 @@ impl View {
                 *follows = Changed { xattrs: names.collect(), ..Changed::basics() };
             }
         }
-        let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
+        let handle = sys::open_at(&user.work, temporary, Open::Path)?;
         self.write_attributes(node, &handle, attributes, xattrs)?;
         self.write_marks(&handle, &marks)?;
-        Ok((temporary, open, marks))
+        Ok((open, marks))
     }
 
     /// Notes where a copied-up file was copied from.

@@ -100,6 +100,11 @@ fn an_upper_directory_that_is_in_use_is_refused() {
     let second = l.scratch.dir("second");
     let answer = l.program.run(&["overlay", "-o", &l.all(), &second.display().to_string()]).expect_code(1);
     assert!(answer.err().contains("in use by another mount"), "{}", answer.err());
+    // Another work directory does not make it another upper directory.
+    let work = l.scratch.dir("second-work");
+    let options = format!("{},upperdir={},workdir={}", l.lowerdir(), l.at("u").display(), work.display());
+    let answer = l.program.run(&["overlay", "-o", &options, &second.display().to_string()]).expect_code(1);
+    assert!(answer.err().contains("in use by another mount"), "{}", answer.err());
     l.program.umount(&l.mnt());
     // And when its daemon was killed it is free again.
     l.overlay(&l.all()).ok();
