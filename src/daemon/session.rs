@@ -162,6 +162,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     super::life::clear_dead_mount(&store, request)?;
     process::clear_umask();
     process::raise_descriptor_limit();
+    process::lift_file_size_limit();
 
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;

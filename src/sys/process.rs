@@ -71,6 +71,19 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(1024)
 }
 
+/// Lifts the limit on the length of files (`RLIMIT_FSIZE`) as far as it can be lifted: the kernel holds each program to
+/// its own before it asks the daemon. Where a limit stays, a write beyond it is an error (`EFBIG`) and not the end of
+/// this process.
+pub fn lift_file_size_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // SAFETY: sets how a signal is treated to one of the system's own ways; no function of ours is called.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    if setrlimit(Resource::Fsize, Rlimit { current: None, maximum: None }).is_err() {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        let _ = setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum });
+    }
+}
+
 /// The number of this thread's or process's memory in bytes that nobody else shares (`Private_Dirty` and
 /// `Private_Clean` of `smaps_rollup`).
 pub fn private_memory(pid: u32) -> io::Result<u64> {

@@ -710,7 +710,8 @@ impl View {
             Ok(())
         })();
         if result.is_err() {
-            let _ = sys::remove_all_at(&user.work, &temporary);
+            // It is empty, and this needs no descriptor, of which there may be none left.
+            let _ = sys::rmdir_at(&user.work, &temporary);
         }
         result
     }

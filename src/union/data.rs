@@ -109,6 +109,7 @@ impl View {
         umask: u32,
         caller: Caller,
     ) -> Answer<(Arc<Node>, Attributes, Opened)> {
+        self.nodes.wait_for_closing();
         let (node, file) = self.make_node(pin, parent, name, Make::File, mode, umask, caller)?;
         let opened = self.open_node(&node, Use { writes: true, executes: false }, file)?;
         let attributes = {

@@ -144,7 +144,9 @@ impl View {
                     let made = self.bear(&fd, b"new", &request, &marks);
                     self.move_into_place(made, &fd, b"new", &to, name, whiteout, &request)
                 })();
-                sys::remove_all_at(&user.work, &nursery)?;
+                if sys::rmdir_at(&user.work, &nursery).is_err() {
+                    let _ = sys::remove_all_at(&user.work, &nursery);
+                }
                 result?
             }
         };

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::attributes::Attributes;
 use super::lower::{Lower, Stack};
@@ -198,12 +198,14 @@ impl Known {
 pub struct Nodes {
     root: Arc<Node>,
     known: Mutex<HashMap<u64, Known>>,
+    /// Held while what the kernel forgot is closed: removed files give their space back then.
+    closing: RwLock<()>,
 }
 
 impl Nodes {
     /// A table that holds the root.
     pub fn new(root: Arc<Node>) -> Nodes {
-        Nodes { root, known: Mutex::default() }
+        Nodes { root, known: Mutex::default(), closing: RwLock::new(()) }
     }
 
     /// The root.
@@ -262,6 +264,7 @@ impl Nodes {
 
     /// The kernel forgot the node `count` times.
     pub fn forget(&self, id: u64, count: u64) {
+        let _closing = self.closing.read();
         // What is dropped is dropped outside the lock: a node holds its parents.
         let mut dropped = Vec::new();
         let mut known = self.known.lock();
@@ -277,6 +280,12 @@ impl Nodes {
             }
         }
         drop(known);
+    }
+
+    /// Waits until what the kernel has forgotten is closed. Who makes a file after he removed another finds the space
+    /// that it took, as on a local file system, where unlink(2) itself gives it back.
+    pub fn wait_for_closing(&self) {
+        drop(self.closing.write());
     }
 
     /// Drops nodes that nobody needs: those that a request held when the kernel forgot them.

@@ -102,14 +102,15 @@ impl Place {
         let report = self.program.swap(&["upgrade", "d", "--to", "os:2"]);
         assert_eq!(report["live"], true);
         self.same("after an upgrade");
-        self.program.ok(&["umount", "d"]);
-        let mount = self.program.mount("d", self.scratch.mnt());
-        self.same("after a remount");
         let (store, layer) =
             (self.scratch.store().join("desktops/d/work"), self.disk.path().join("layer/work"));
         let work = if layer.exists() { layer } else { store };
-        let stray = "find . -mindepth 1 ! -name '#whiteout' ! -name 'group*'";
-        assert_eq!(sh(&work, stray).ok().out(), "");
+        let strays = || sh(&work, "find . -mindepth 1 ! -name '#whiteout' ! -name 'group*'").ok().out();
+        assert_eq!(strays(), "", "left behind while mounted");
+        self.program.ok(&["umount", "d"]);
+        let mount = self.program.mount("d", self.scratch.mnt());
+        self.same("after a remount");
+        assert_eq!(strays(), "", "left behind after a remount");
         mount.umount();
         self.program.ok(&["fsck", "--deep"]);
         self.program.ok(&["settle", "d"]);
@@ -307,5 +308,42 @@ fn a_daemon_without_descriptors_gives_errors_and_takes_nothing() {
         }
     });
     assert_eq!(place.pid(), pid, "the daemon lives");
+    place.clear(3);
+}
+
+/// The limit on the length of files is each program's own. That of the daemon is nobody's.
+#[test]
+fn a_daemon_with_a_file_size_limit_lives_and_programs_keep_to_theirs() {
+    let place = Place::new(true);
+    // A hard limit cannot be lifted without CAP_SYS_RESOURCE: then long writes fail.
+    for (data, limit) in [
+        ("auto", "100000:"),
+        ("coherent", "100000:"),
+        ("auto", "100000:100000"),
+        ("coherent", "100000:100000"),
+    ] {
+        let mut command = Command::new("prlimit");
+        let mount = place.program.command(&[
+            "mount",
+            "d",
+            place.scratch.mnt().to_str().unwrap(),
+            "-o",
+            &format!("data={data}"),
+        ]);
+        command.arg(format!("--fsize={limit}")).arg(mount.get_program()).args(mount.get_args());
+        command.envs(mount.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        run(&mut command, LIMIT).ok();
+        let pid = place.pid();
+        let script = "set +e; exec 2>&1; head -c 300000 /dev/zero >long; stat -c %s long; truncate -s 0 long
+            (trap '' XFSZ; ulimit -f 100; head -c 300000 /dev/zero >long; echo $?; stat -c %s long
+             truncate -s 300000 long; echo $?; fallocate -l 300000 long; echo $?; stat -c %s long); rm long";
+        let seen = sh(&place.view(), script).out();
+        let wanted = sh(&place.model, script).out();
+        assert!(limit.ends_with("00000") || seen == wanted, "data={data}:\n{seen}instead of\n{wanted}");
+        assert!(seen.contains("File too large"), "{seen}");
+        assert_eq!(place.pid(), pid, "the daemon lives");
+        place.program.ok(&["umount", "d"]);
+    }
+    place.program.mount("d", place.scratch.mnt()).forget();
     place.clear(3);
 }
