@@ -235,6 +235,11 @@ fn reset(desktop: &Desktop, version: Digest, image: &str, tag: &str, patterns: &
         marks.set_own(&top, "meta", &follow).at("marking", &user)?;
         marks.clear(&top, &marks.overlay("opaque")).at("marking", &user)?;
         desktop.replace_pins(&BTreeSet::new())?;
+        let moved = desktop.work_dir()?.join(crate::union::moved::NAME);
+        match std::fs::remove_file(&moved) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at("removing", &moved),
+            _ => {}
+        }
         return Ok(cleared);
     }
     clear_taken(&top, b"", patterns, &mut cleared).at("clearing the user layer", &user)?;

@@ -102,10 +102,11 @@ impl View {
         let mut below: Vec<Item> = Vec::new();
         if let Some(lower) = &lower {
             for child in lower.children()? {
-                let id = match &child.linked {
+                let number = match &child.linked {
                     Some(path) => self.lower_number(pin, path)?,
                     None => child.number,
                 };
+                let id = self.number_in(pin, node, lower, number)?;
                 below.push(Item { name: child.name, format: child.format, id });
             }
         }
@@ -139,7 +140,7 @@ impl View {
                         if let (Some(item), Some(child)) = (merged.get_mut(&name), child)
                             && child.format() == format
                         {
-                            item.id = self.followed_number(pin, &child, &stat, &marks)?;
+                            item.id = self.followed_number(pin, node, &child, &stat, &marks)?;
                         }
                         continue;
                     }

@@ -26,6 +26,7 @@ pub mod flags;
 pub mod listing;
 pub mod lower;
 pub mod marks;
+pub mod moved;
 pub mod names;
 pub mod node;
 pub mod plant;

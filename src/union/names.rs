@@ -388,6 +388,7 @@ impl View {
         if self.child(pin, &dir, name)?.is_some() {
             return Err(Fail(libc::EEXIST));
         }
+        self.takes_number(&node)?;
         let to = self.upper_dir(&dir)?;
         let handle = self.upper_handle(&node)?;
         match user.marks.probe(&*to, name)? {
@@ -574,6 +575,8 @@ impl View {
         let below1 = self.below(pin, m.d1, m.name)?;
         if m.how == Replace::Exchange {
             let b = m.b.as_ref().ok_or(Fail(libc::ENOENT))?;
+            self.takes_number(&m.a)?;
+            self.takes_number(b)?;
             self.close_below(&m.a)?;
             self.close_below(b)?;
             sys::rename_at(&*from, m.name, &*to, m.new, Rename::Exchange)?;
@@ -589,6 +592,7 @@ impl View {
             self.touched(m.d1)?;
             return self.touched(m.d2);
         }
+        self.takes_number(&m.a)?;
         let ghost = match &m.b {
             Some(b) => Some((self.attributes(pin, b)?, self.keep(b)?)),
             None => None,

@@ -26,6 +26,14 @@ pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::R
     Ok(number)
 }
 
+/// The path of a number, or of the number that it was made of by [`split_number`] or [`other_number`].
+fn by_given_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
+    match by_number(stack, id)? {
+        None => by_number(stack, first_number(id)),
+        found => Ok(found),
+    }
+}
+
 /// The path of a number, or of the number that it was made of by [`split_number`].
 fn by_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
     match stack {
@@ -160,6 +168,7 @@ impl View {
     pub(crate) fn followed_number(
         &self,
         pin: &Pin,
+        dir: &Arc<Node>,
         lower: &Lower,
         stat: &Stat,
         marks: &Marks,
@@ -170,9 +179,39 @@ impl View {
             _ => number,
         };
         match marks.number {
-            Some(n) if n == number || n == split => Ok(n),
-            _ => self.number_beside(pin, lower, Some(stat.ino)),
+            Some(n) if [number, split, other_number(number), other_number(split)].contains(&n) => Ok(n),
+            _ => {
+                let number = self.number_beside(pin, lower, Some(stat.ino))?;
+                self.number_in(pin, dir, lower, number)
+            }
         }
+    }
+
+    /// The number under which `lower` is seen in `dir`, where it has this one in its tree: another one if what the user
+    /// moved away from there has taken it along.
+    pub(crate) fn number_in(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower, number: u64) -> Answer<u64> {
+        let Some(user) = self.user.as_ref().filter(|u| !u.moved.is_empty()) else { return Ok(number) };
+        let apart = match self.lower(pin, dir)? {
+            Some(below) => {
+                let numbered = below.number();
+                let taken =
+                    dir.id == other_number(numbered) || !below.pinned && user.moved.contains(numbered);
+                dir.id != numbered && taken
+            }
+            None => false,
+        };
+        let taken = apart || !lower.pinned && user.moved.contains(number);
+        Ok(if taken { other_number(number) } else { number })
+    }
+
+    /// What is moved or linked takes its number along, and the stack's at its old place gets another where it is seen
+    /// again.
+    pub(crate) fn takes_number(&self, node: &Node) -> Answer<()> {
+        let user = self.writable()?;
+        if node.id < BORN {
+            user.moved.add(&user.work, node.id)?;
+        }
+        Ok(())
     }
 
     fn number_beside(&self, pin: &Pin, lower: &Lower, host: Option<u64>) -> Answer<u64> {
@@ -225,7 +264,8 @@ impl View {
         lower: Lower,
         renumber: bool,
     ) -> Answer<Option<Arc<Node>>> {
-        let (mut id, format) = (self.lower_number(pin, &lower)?, lower.format());
+        let number = self.lower_number(pin, &lower)?;
+        let (mut id, format) = (self.number_in(pin, dir, &lower, number)?, lower.format());
         let generation = pin.0.number;
         let node = loop {
             let node = self.nodes.get_or_add(id, || {
@@ -233,7 +273,10 @@ impl View {
                     State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
                 Node::new(id, format, 0, state)
             });
-            if node.format == format && node.state().upper.is_none() {
+            if node.format == format
+                && node.state().upper.is_none()
+                && !is_elsewhere(&node, dir, name, &lower)
+            {
                 break node;
             }
             if !renumber {
@@ -276,7 +319,8 @@ impl View {
         };
         for (parent, name) in names {
             let Some(lower) = self.below(pin, &parent, &name)? else { continue };
-            if self.lower_number(pin, &lower)? != known.id || parent.state().gone {
+            let number = self.lower_number(pin, &lower)?;
+            if self.number_in(pin, &parent, &lower, number)? != known.id || parent.state().gone {
                 continue;
             }
             let above = match &self.user {
@@ -318,7 +362,7 @@ impl View {
             // It shows nothing where the stack has nothing of its type to follow.
             match below.filter(|l| l.format() == format) {
                 Some(found) => {
-                    id = self.followed_number(pin, &found, stat, &marks)?;
+                    id = self.followed_number(pin, dir, &found, stat, &marks)?;
                     lower = Some(found);
                 }
                 None => return Ok(None),
@@ -617,7 +661,7 @@ impl View {
     fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
         let _names = self.names.read();
         if id < BORN
-            && let Some(lower) = by_number(&pin.0.stack, id)?
+            && let Some(lower) = by_given_number(&pin.0.stack, id)?
         {
             for (parent, name) in lower.group()? {
                 let path = crate::layer::model::join(&parent, &name);
@@ -696,7 +740,7 @@ impl View {
             Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),
             Entry::Plain(stack, top) => (Stack::Directories(stack.clone()), top.path().to_vec()),
         };
-        let Some(found) = by_number(&stack, id)? else { return Ok(None) };
+        let Some(found) = by_given_number(&stack, id)? else { return Ok(None) };
         for (parent, name) in found.group()? {
             let path = [&parent[..], b"/", &name].concat();
             let beneath = path.strip_prefix(&top[..]).and_then(|rest| rest.strip_prefix(b"/"));
@@ -723,7 +767,42 @@ impl View {
     }
 }
 
+/// Whether a known node is what stands beneath a directory that the user moved and `lower` is not, or the other way
+/// round: two files of one number, of which one is about to be changed.
+fn is_elsewhere(known: &Node, dir: &Node, name: &[u8], lower: &Lower) -> bool {
+    let state = known.state();
+    state.lower.as_ref().is_some_and(|l| l.pinned != lower.pinned)
+        && !state.names.is_empty()
+        && !state.names.iter().any(|(p, n)| p.id == dir.id && **n == *name)
+}
+
+/// An odd number, so that what is multiplied by it can be found again.
+const ANOTHER: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// The number of something of the stack whose own number something else has.
 pub(crate) fn other_number(id: u64) -> u64 {
-    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BORN).max(2)
+    (id.wrapping_mul(ANOTHER) % BORN).max(2)
+}
+
+/// The number of which [`other_number`] made this one.
+fn first_number(id: u64) -> u64 {
+    // Newton's iteration: each step doubles the number of bits that are right, and three are right at first.
+    let mut inverse = ANOTHER;
+    for _ in 0..5 {
+        inverse = inverse.wrapping_mul(2u64.wrapping_sub(ANOTHER.wrapping_mul(inverse)));
+    }
+    id.wrapping_mul(inverse) % BORN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_number_leads_back_to_the_first() {
+        for id in [2, 3, 77, BORN - 1, 0x1234_5678_9abc_def0 % BORN] {
+            assert_ne!(other_number(id), id);
+            assert_eq!(first_number(other_number(id)), id);
+        }
+    }
 }

@@ -337,7 +337,12 @@ impl View {
             }
         }
         let node_of = |number: u64| {
-            let below = |id| self.nodes.get(id).filter(|n| n.state().upper.is_none());
+            let below = |id| {
+                self.nodes.get(id).filter(|n| {
+                    let state = n.state();
+                    state.upper.is_none() && !state.lower.as_ref().is_some_and(|l| l.pinned)
+                })
+            };
             below(number).or_else(|| below(other_number(number)))
         };
         for change in changes {
@@ -359,7 +364,10 @@ impl View {
             };
             // The numbers under which the kernel may know what was there.
             let ids = match &change.old {
-                Some(n) => vec![n.number, split_number(&old.index, n.number)?, other_number(n.number)],
+                Some(n) => {
+                    let split = split_number(&old.index, n.number)?;
+                    vec![n.number, split, other_number(n.number), other_number(split)]
+                }
                 None => Vec::new(),
             };
             let ids: Vec<u64> = ids.into_iter().filter(|id| self.nodes.get(*id).is_some()).collect();

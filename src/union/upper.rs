@@ -13,6 +13,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::marks::{Changed, Marks, Namespace};
+use super::moved::Moved;
 use crate::error::{Doing, Error, Result};
 use crate::store::Digest;
 use crate::store::desktops::Desktop;
@@ -37,6 +38,8 @@ pub struct UserLayer {
     pub work: OwnedFd,
     /// What its marks are called.
     pub marks: Namespace,
+    /// Numbers that went with what the user moved.
+    pub moved: Moved,
     aside: OwnedFd,
     dirs: Mutex<LruCache<u64, Arc<OwnedFd>>>,
     counter: AtomicU64,
@@ -127,8 +130,10 @@ impl UserLayer {
                 work.display()
             )));
         }
+        let moved = Moved::open(&work_fd).at("opening the list of moved numbers in", &work)?;
         let layer = UserLayer {
             top: Arc::new(top),
+            moved,
             work: work_fd,
             marks: Namespace::for_process(),
             aside,
@@ -157,8 +162,10 @@ impl UserLayer {
         }
         let Opened { dirs, busy } = Opened::new(&[upper, &own, &aside], atime)?;
         let [top, work, aside] = three(dirs)?;
+        let moved = Moved::open(&work).at("opening the list of moved numbers in", &own)?;
         let layer = UserLayer {
             top: Arc::new(top),
+            moved,
             work,
             marks,
             aside,

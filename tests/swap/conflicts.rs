@@ -332,3 +332,63 @@ fn a_change_through_an_old_handle_never_reaches_the_new_file() {
     assert_eq!(mount.sh("cat f g"), "twomoretwomore");
     common::within(common::program::LIMIT, "umount", move || mount.umount());
 }
+
+/// The user's directory and the stack's, which is back at its old place, are two, whoever is looked at first.
+#[test]
+fn beneath_what_the_user_moved_nothing_is_shared_with_what_a_rollback_brings_back() {
+    let desk = Desk::new(
+        &[
+            ("opt/foo/data/f", Item::File(b"one")),
+            ("opt/foo/data/sub/deep", Item::File(b"one")),
+            ("opt/keep", Item::File(b"k")),
+            ("srv/keep", Item::File(b"k")),
+        ],
+        &["rm -r opt/foo"],
+    );
+    for (remount, first) in [(false, "opt"), (true, "opt"), (true, "srv")] {
+        let mut mount = desk.mount();
+        mount.sh("mv opt/foo/data srv/data; cat srv/data/f srv/data/sub/deep");
+        let number = |mount: &common::Mount, n: &str| ino(&mount.join(n));
+        let before = number(&mount, "srv/data/f");
+        desk.to("2");
+        // With the directory goes the mark that something was moved away from it.
+        mount.sh("rmdir opt/foo");
+        desk.to("1");
+        if remount {
+            mount.umount();
+            mount = desk.mount();
+        }
+        mount.sh(&format!("find {first} -ls"));
+        assert_eq!(
+            mount.sh("cat opt/foo/data/f opt/foo/data/sub/deep srv/data/f srv/data/sub/deep"),
+            "oneoneoneone"
+        );
+        assert_eq!(number(&mount, "srv/data/f"), before);
+        for name in ["data", "data/f", "data/sub", "data/sub/deep"] {
+            let (theirs, own) =
+                (number(&mount, &format!("opt/foo/{name}")), number(&mount, &format!("srv/{name}")));
+            assert_ne!(theirs, own, "{name}");
+        }
+        let numbers = mount.sh("stat -c %i opt/foo/data opt/foo/data/f opt/foo/data/sub/deep");
+        assert_eq!(mount.sh("stat -c %h srv/data/f opt/foo/data/f"), "1\n1");
+        mount.sh(
+            "printf hers >srv/data/f; chmod 600 opt/foo/data/sub/deep; printf theirs >opt/foo/data/sub/deep",
+        );
+        let all = "cat opt/foo/data/f opt/foo/data/sub/deep srv/data/f srv/data/sub/deep; stat -c %a srv/data/sub/deep";
+        assert_eq!(mount.sh(all), "onetheirshersone644");
+        assert_eq!(mount.sh("stat -c %i opt/foo/data opt/foo/data/f opt/foo/data/sub/deep"), numbers);
+        // Moved away as well, they stay two.
+        mount.sh("mv opt/foo/data srv/second; printf more >>srv/second/f");
+        assert_eq!(mount.sh("cat srv/second/f srv/data/f"), "onemorehers");
+        assert_eq!(mount.sh("stat -c %i srv/second srv/second/f srv/second/sub/deep"), numbers);
+        mount.umount();
+        let mount = desk.mount();
+        assert_eq!(
+            mount.sh("stat -c %i srv/second srv/second/f srv/second/sub/deep; cat srv/data/f"),
+            format!("{numbers}\nhers")
+        );
+        mount.umount();
+        desk.program.ok(&["rm", "pc"]);
+        desk.program.ok(&["create", "pc", "os:1"]);
+    }
+}

@@ -105,7 +105,8 @@ impl Place {
         let (store, layer) =
             (self.scratch.store().join("desktops/d/work"), self.disk.path().join("layer/work"));
         let work = if layer.exists() { layer } else { store };
-        let strays = || sh(&work, "find . -mindepth 1 ! -name '#whiteout' ! -name 'group*'").ok().out();
+        let strays =
+            || sh(&work, "find . -mindepth 1 ! -name '#whiteout' ! -name moved ! -name 'group*'").ok().out();
         assert_eq!(strays(), "", "left behind while mounted");
         self.program.ok(&["umount", "d"]);
         let mount = self.program.mount("d", self.scratch.mnt());
