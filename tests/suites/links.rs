@@ -52,3 +52,39 @@ fn a_file_takes_as_many_links_as_on_ext4() {
     assert_eq!(seen, [plain, plain]);
     mount.umount();
 }
+
+/// All whiteouts of a user layer are links to one, until that takes no more.
+#[test]
+fn more_names_can_be_hidden_than_one_whiteout_takes_links() {
+    require_root();
+    let outer = Scratch::new();
+    let disk = Disk::new(&outer, "ext4", "disk", 300);
+    let scratch = Scratch::at(disk.path().join("s"));
+    let program = Program::new(&scratch);
+    let names: Vec<String> = (0..40).map(|n| format!("f{n}")).collect();
+    tree::import(&scratch, &program, "os:1", None, |dir| {
+        for name in &names {
+            tree::write(dir, &[(name, Item::File(b"hidden"))]);
+        }
+    });
+    program.ok(&["create", "d", "os:1"]);
+    let mount = program.mount("d", scratch.mnt());
+    fs::remove_file(mount.join("f0")).unwrap();
+    let (desktop, extra) = (scratch.store().join("desktops/d"), scratch.dir("extra"));
+    let shared = desktop.join("work/#whiteout");
+    let links = || shared.symlink_metadata().unwrap().nlink();
+    for n in links()..MOST - 10 {
+        fs::hard_link(&shared, extra.join(n.to_string())).unwrap();
+    }
+    assert_eq!(links(), MOST - 10);
+    for name in names.iter().skip(1) {
+        fs::remove_file(mount.join(name)).unwrap();
+    }
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(desktop.join("user")).unwrap().count(), names.len());
+    assert!(links() < 100, "a second one is shared now: {}", links());
+    mount.umount();
+    let mount = program.mount("d", scratch.mnt());
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+    mount.umount();
+}

@@ -392,3 +392,19 @@ fn beneath_what_the_user_moved_nothing_is_shared_with_what_a_rollback_brings_bac
         desk.program.ok(&["create", "pc", "os:1"]);
     }
 }
+
+#[test]
+fn what_was_removed_twice_is_forgotten_where_the_version_has_nothing_there() {
+    let desk = Desk::new(&[("f", Item::File(b"one")), ("g", Item::File(b"one"))], &["rm f"]);
+    let mount = desk.mount();
+    mount.sh("rm f g");
+    for (version, shown) in [("2", ""), ("1", "")] {
+        desk.to(version);
+        assert_eq!(mount.sh("ls"), shown);
+    }
+    desk.to("2");
+    // The second version has `g` and not `f`.
+    mount.sh("echo own >f; rm f; echo own >g; rm g");
+    desk.to("1");
+    assert_eq!(mount.sh("ls; cat f"), "f\none");
+}

@@ -348,3 +348,39 @@ fn a_daemon_with_a_file_size_limit_lives_and_programs_keep_to_theirs() {
     place.program.mount("d", place.scratch.mnt()).forget();
     place.clear(3);
 }
+
+/// What nobody syncs is on the disk after seconds, as `sync` does not reach a FUSE server: long before the kernel
+/// writes by itself what lies on another disk.
+#[test]
+fn what_nobody_synced_is_on_the_disk_before_the_kernel_would_have_written_it() {
+    let place = Place::new(true);
+    let outer = Scratch::new();
+    let other = Disk::new(&outer, "ext4", "disk", 64);
+    let mount = place.program.mount("d", place.scratch.mnt());
+    for round in 0..20 {
+        // Nothing of it is in the images before.
+        let line =
+            |what: &str| format!("{what} in round {round} of process {}: ", std::process::id()).repeat(300);
+        let (own, others) = (line("own"), line("other"));
+        std::fs::write(place.view().join("unsynced"), &own).unwrap();
+        std::fs::write(other.path().join("unsynced"), &others).unwrap();
+        let began = std::time::Instant::now();
+        let there = |image: &std::path::Path, line: &str| {
+            let text = std::fs::read(image).unwrap();
+            let line = &line.as_bytes()[..60.min(line.len())];
+            text.windows(line.len()).any(|w| w == line)
+        };
+        let image = place._outer.join("disk.img");
+        while !there(&image, &own) {
+            assert!(began.elapsed() < LIMIT, "it never reached the disk");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        // The kernel would have written both at about the same time, as would somebody who synced everything.
+        std::thread::sleep(std::time::Duration::from_secs(4));
+        if !there(&outer.join("disk.img"), &others) {
+            mount.umount();
+            return;
+        }
+    }
+    panic!("the kernel itself was as quick each time");
+}
