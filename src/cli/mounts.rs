@@ -71,7 +71,8 @@ fn answer(ui: &Ui, entry: &MountEntry, verb: &str) -> Result<()> {
             out
         },
         |out| {
-            let name = if entry.id.starts_with(".overlay-") { "the view" } else { &entry.id };
+            let nameless = entry.id.starts_with(".overlay-") || entry.id == ".dead";
+            let name = if nameless { "the view" } else { &entry.id };
             out.line(format!("{name} {verb} {}", entry.mountpoint.display()));
         },
     )

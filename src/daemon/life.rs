@@ -259,6 +259,9 @@ fn find(store: &Store, target: &str) -> Result<MountEntry> {
     }
     if is_ours(&absolute) {
         if is_dead(&absolute) {
+            if let Some(entry) = store.last_words_at(&absolute) {
+                return Ok(entry);
+            }
             let none = MountEntry {
                 id: String::from(".dead"),
                 desktop: false,

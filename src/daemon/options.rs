@@ -105,6 +105,8 @@ impl MountOptions {
             "data=auto" => self.data = DataMode::Auto,
             "data=passthrough" => self.data = DataMode::Passthrough,
             "data=coherent" => self.data = DataMode::Coherent,
+            // What every view has.
+            "acl" | "user_xattr" => {}
             "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser" | "users" | "owner" | "group" => {}
             _ if word.starts_with("x-") || word.starts_with("X-") || word.starts_with("comment=") => {}
             _ => match word.split_once('=') {

@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -101,11 +102,28 @@ impl Store {
             return;
         }
         if let Ok(Some(_held)) = lock::attempt(&path, Share::Exclusive) {
-            let _ = fs::remove_file(path.with_file_name(format!("{id}.json")));
+            let said = path.with_file_name(format!("{id}.json"));
+            let words = fs::read(&said).ok().and_then(|b| serde_json::from_slice::<MountEntry>(&b).ok());
+            if let Some(socket) = words.map(|w| w.socket)
+                && fs::symlink_metadata(&socket).is_ok_and(|m| m.file_type().is_socket())
+            {
+                let _ = fs::remove_file(socket);
+            }
+            let _ = fs::remove_file(said);
             if id.starts_with('.') {
                 let _ = fs::remove_file(&path);
             }
         }
+    }
+
+    /// What a mount said of itself that stood at that place and did not take its leave.
+    pub fn last_words_at(&self, point: &Path) -> Option<MountEntry> {
+        let said = fs::read_dir(self.path("mounts")).ok()?.flatten().filter_map(|entry| {
+            let json = entry.path().extension().is_some_and(|e| e == "json");
+            json.then(|| fs::read(entry.path()).ok()).flatten()
+        });
+        said.filter_map(|bytes| serde_json::from_slice::<MountEntry>(&bytes).ok())
+            .find(|e| e.mountpoint == point)
     }
 
     /// What a mount of that id says of itself, if it runs.
