@@ -1,5 +1,6 @@
 //! A command that changes the store is killed: the store opens again and is whole.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -70,14 +71,20 @@ fn a_full_disk_under_the_store_ends_an_import_and_leaves_the_store_whole() {
     whole(&program);
 }
 
-#[test]
-fn a_killed_collection_takes_nothing_that_is_needed() {
+/// A store whose one version only the desktop `alice` still needs, and the tree that it was made of.
+fn only_a_desktop_needs_it(scratch: &Scratch) -> (Program, PathBuf) {
     common::require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let source = tree::import(&scratch, &program, "os:1", None, |dir| fill(dir, 1));
+    let program = Program::new(scratch);
+    let source = tree::import(scratch, &program, "os:1", None, |dir| fill(dir, 1));
     program.ok(&["create", "alice", "os:1"]);
     program.ok(&["untag", "os:1"]);
+    (program, source)
+}
+
+#[test]
+fn a_killed_collection_takes_nothing_that_is_needed() {
+    let scratch = Scratch::new();
+    let (program, source) = only_a_desktop_needs_it(&scratch);
     program.ok(&["gc"]);
     let before = objects(&scratch);
     let mut dice = Dice(5);
@@ -105,12 +112,8 @@ fn a_killed_collection_takes_nothing_that_is_needed() {
 
 #[test]
 fn a_collection_beside_imports_and_mounts_takes_nothing_that_is_needed() {
-    common::require_root();
     let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let source = tree::import(&scratch, &program, "os:1", None, |dir| fill(dir, 1));
-    program.ok(&["create", "alice", "os:1"]);
-    program.ok(&["untag", "os:1"]);
+    let (program, source) = only_a_desktop_needs_it(&scratch);
     let stop = Arc::new(AtomicBool::new(false));
     let collector = {
         let (program, stop) = (program.clone(), stop.clone());
