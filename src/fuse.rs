@@ -4,16 +4,17 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use parking_lot::Mutex;
 
@@ -22,14 +23,19 @@ use crate::sys::inode_flags;
 use crate::sys::xattr::{Set, VALUE_MAX};
 use crate::union::attributes::{Attributes, Change, Settled};
 use crate::union::data::{Opened, Way};
+use crate::union::flags::Target;
+use crate::union::listing::Listing;
 use crate::union::names::{Make, Replace};
 use crate::union::node::Node;
-use crate::union::{Answer, Caller, Fail, View};
+use crate::union::{Answer, Caller, Fail, Pin, View};
 
 /// How long the kernel may keep what only we can change: it is told when that changes.
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 /// How long it may keep what a mapping may change unseen.
 const BRIEFLY: Duration = Duration::from_secs(1);
+
+/// What the kernel gives for a handle where it did not ask at the open. The view gives none of that number.
+const NO_HANDLE: FileHandle = FileHandle(0);
 
 /// A view as fuser's file system.
 #[derive(Debug)]
@@ -41,13 +47,95 @@ pub struct Adapter {
     dirty: Arc<AtomicBool>,
     /// Wakes whoever sends the view's notices.
     wake: Sender<()>,
-    map_ids: bool,
+    /// Tells the kernel before a request is answered; there once the session is.
+    notifier: Arc<OnceLock<Notifier>>,
+    manner: Manner,
+    dirs: Dirs,
+    /// The kernel opens files without asking, and keeps their pages.
+    opens_unasked: bool,
+}
+
+/// What a mount's options ask of its adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Ids are mapped.
+    pub map_ids: bool,
+    /// Each reading of a directory moves its access time.
+    pub strict_times: bool,
+}
+
+/// How directories are opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dirs {
+    /// The kernel does not ask, and keeps listings.
+    Unasked,
+    /// The kernel keeps listings.
+    Kept,
+    /// Each reading is to be seen by the user layer.
+    Read,
 }
 
 impl Adapter {
     /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices.
-    pub fn new(view: Arc<View>, dirty: Arc<AtomicBool>, wake: Sender<()>, map_ids: bool) -> Adapter {
-        Adapter { view, backings: Mutex::default(), dirty, wake, map_ids }
+    pub fn new(
+        view: Arc<View>,
+        dirty: Arc<AtomicBool>,
+        wake: Sender<()>,
+        notifier: Arc<OnceLock<Notifier>>,
+        manner: Manner,
+    ) -> Adapter {
+        let dirs = if manner.strict_times { Dirs::Read } else { Dirs::Kept };
+        Adapter {
+            view,
+            backings: Mutex::default(),
+            dirty,
+            wake,
+            notifier,
+            manner,
+            dirs,
+            opens_unasked: false,
+        }
+    }
+
+    /// The kernel drops its listing of a directory. Called without a lock of the view's; the kernel waits for no
+    /// request in this.
+    fn drop_listing(&self, id: u64) {
+        if let Some(notifier) = self.notifier.get()
+            && let Err(e) = notifier.inval_inode(INodeNo(id), 0, 0)
+        {
+            log::warn!("telling the kernel of a directory: {}", crate::error::words(&e));
+        }
+    }
+
+    /// A request is to be made again, since names lead elsewhere: listings show that from the answer on.
+    fn again(&self) {
+        for id in self.view.listed_otherwise() {
+            self.drop_listing(id);
+        }
+        let _ = self.wake.send(());
+    }
+
+    fn listing(&self, pin: &Pin, ino: INodeNo, fh: FileHandle, offset: u64) -> Answer<Arc<Listing>> {
+        match fh {
+            NO_HANDLE => self.view.readdir_unchanging(pin, ino.0, offset),
+            fh => self.view.readdir(pin, fh.0, offset),
+        }
+    }
+
+    /// A directory's attributes were changed: its access time moves when it is listed next.
+    fn dir_changed(&self, pin: &Pin, id: u64) {
+        if self.view.node(pin, id).is_ok_and(|node| node.is_dir()) {
+            self.drop_listing(id);
+        }
+    }
+
+    /// A directory that was moved to another one lists another `..`; the kernel keeps readers out until the answer.
+    fn moved(&self, pin: &Pin, parent: u64, name: &[u8]) {
+        if let Ok(Some((node, _))) = self.view.item(pin, parent, name)
+            && node.is_dir()
+        {
+            self.drop_listing(node.id);
+        }
     }
 
     fn changing(&self) {
@@ -237,7 +325,7 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PASSTHROUGH;
-        let wanted = if self.map_ids { wanted | InitFlags::FUSE_ALLOW_IDMAP } else { wanted };
+        let wanted = if self.manner.map_ids { wanted | InitFlags::FUSE_ALLOW_IDMAP } else { wanted };
         for flag in wanted.iter() {
             if let Err(missing) = config.add_capabilities(flag) {
                 log::warn!("the kernel does not offer {missing:?}");
@@ -245,6 +333,17 @@ impl Filesystem for Adapter {
                     self.view.no_passthrough();
                 }
             }
+        }
+        if self.view.never_changes()
+            && self.dirs == Dirs::Kept
+            && config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok()
+        {
+            self.dirs = Dirs::Unasked;
+        }
+        if self.view.never_changes() && config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT).is_ok() {
+            // One look at pages that are there costs less than the answer to an open; nothing goes past the daemon then.
+            self.view.no_passthrough();
+            self.opens_unasked = true;
         }
         let _ = config.set_max_stack_depth(1);
         let _ = config.set_max_background(64);
@@ -292,8 +391,9 @@ impl Filesystem for Adapter {
         let pin = self.view.pin();
         let change = Change { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         let result = self.view.setattr(&pin, ino.0, &change, caller(req));
-        if result == Err(Fail(libc::ESTALE)) {
-            let _ = self.wake.send(());
+        match &result {
+            Err(Fail(libc::ESTALE)) => self.again(),
+            _ => self.dir_changed(&pin, ino.0),
         }
         self.attributes(result, reply);
     }
@@ -378,7 +478,15 @@ impl Filesystem for Adapter {
             libc::RENAME_EXCHANGE => Replace::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        empty(self.view.rename(&pin, parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), how), reply);
+        let (from, to) = (name.as_bytes(), newname.as_bytes());
+        let result = self.view.rename(&pin, parent.0, from, newparent.0, to, how);
+        if result.is_ok() && parent != newparent {
+            self.moved(&pin, newparent.0, to);
+            if how == Replace::Exchange {
+                self.moved(&pin, parent.0, from);
+            }
+        }
+        empty(result, reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -388,6 +496,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.opens_unasked {
+            return reply.error(Errno::ENOSYS);
+        }
         if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
             self.changing();
         }
@@ -396,7 +507,7 @@ impl Filesystem for Adapter {
             Ok(opened) => opened,
             Err(e) => {
                 if e.0 == libc::ESTALE {
-                    let _ = self.wake.send(());
+                    self.again();
                 }
                 return reply.error(errno(e));
             }
@@ -467,7 +578,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -476,7 +587,11 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let mut buf = vec![0; size as usize];
-        match self.view.read(fh.0, offset, &mut buf) {
+        let read = match fh {
+            NO_HANDLE => self.view.read_unchanging(ino.0, offset, &mut buf),
+            fh => self.view.read(fh.0, offset, &mut buf),
+        };
+        match read {
             Ok(n) => reply.data(buf.get(..n).unwrap_or_default()),
             Err(e) => reply.error(errno(e)),
         }
@@ -530,28 +645,33 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(self.view.fsync(fh.0, datasync), reply);
+        match fh {
+            NO_HANDLE => reply.ok(),
+            fh => empty(self.view.fsync(fh.0, datasync), reply),
+        }
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let flags = match self.dirs {
+            // The kernel asks no more, and opens every directory as kept.
+            Dirs::Unasked => return reply.error(Errno::ENOSYS),
+            Dirs::Kept => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            Dirs::Read => FopenFlags::empty(),
+        };
         let pin = self.view.pin();
         match self.view.opendir(&pin, ino.0) {
-            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Ok(fh) => reply.opened(FileHandle(fh), flags),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let pin = self.view.pin();
-        match self.view.readdir(&pin, fh.0, offset) {
-            Ok(items) => {
-                for (i, item) in items.iter().enumerate().skip(offset as usize) {
-                    if reply.add(
-                        INodeNo(item.id),
-                        i as u64 + 1,
-                        kind(item.format),
-                        OsStr::from_bytes(&item.name),
-                    ) {
+        match self.listing(&pin, ino, fh, offset) {
+            Ok(listing) => {
+                for (place, item) in listing.after(offset) {
+                    let name = OsStr::from_bytes(&item.name);
+                    if reply.add(INodeNo(item.id), *place, kind(item.format), name) {
                         break;
                     }
                 }
@@ -570,12 +690,12 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let pin = self.view.pin();
-        let items = match self.view.readdir(&pin, fh.0, offset) {
-            Ok(items) => items,
+        let listing = match self.listing(&pin, ino, fh, offset) {
+            Ok(listing) => listing,
             Err(e) => return reply.error(errno(e)),
         };
-        for (i, item) in items.iter().enumerate().skip(offset as usize) {
-            let (next, name) = (i as u64 + 1, OsStr::from_bytes(&item.name));
+        for (next, item) in listing.after(offset) {
+            let (next, name) = (*next, OsStr::from_bytes(&item.name));
             let dots = matches!(&item.name[..], b"." | b"..");
             let found = if dots { Ok(None) } else { self.view.item(&pin, ino.0, &item.name) };
             let full = match found {
@@ -666,7 +786,9 @@ impl Filesystem for Adapter {
         if value.len() > VALUE_MAX {
             return reply.error(Errno::E2BIG);
         }
-        empty(self.view.setxattr(&pin, ino.0, name.as_bytes(), value, how, caller(req)), reply);
+        let result = self.view.setxattr(&pin, ino.0, name.as_bytes(), value, how, caller(req));
+        self.dir_changed(&pin, ino.0);
+        empty(result, reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -682,7 +804,9 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.changing();
         let pin = self.view.pin();
-        empty(self.view.removexattr(&pin, ino.0, name.as_bytes()), reply);
+        let result = self.view.removexattr(&pin, ino.0, name.as_bytes());
+        self.dir_changed(&pin, ino.0);
+        empty(result, reply);
     }
 
     fn fallocate(
@@ -703,7 +827,7 @@ impl Filesystem for Adapter {
     fn lseek(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
@@ -715,7 +839,11 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.view.lseek(fh.0, offset, hole) {
+        let found = match fh {
+            NO_HANDLE => self.view.lseek_unchanging(ino.0, offset, hole),
+            fh => self.view.lseek(fh.0, offset, hole),
+        };
+        match found {
             Ok(at) => reply.offset(at as i64),
             Err(e) => reply.error(errno(e)),
         }
@@ -744,7 +872,7 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         flags: IoctlFlags,
         cmd: u32,
@@ -752,15 +880,19 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
+        let at = if flags.contains(IoctlFlags::FUSE_IOCTL_DIR) || fh == NO_HANDLE {
+            Target::Number(ino.0)
+        } else {
+            Target::Handle(fh.0)
+        };
         let set = |flags: u32| {
             self.changing();
             let pin = self.view.pin();
-            let result = self.view.set_flags(&pin, fh.0, is_dir, flags);
+            let result = self.view.set_flags(&pin, at, flags);
             let _ = self.wake.send(());
             result.map(|()| Vec::new())
         };
-        let get = || self.view.get_flags(fh.0, is_dir);
+        let get = || self.view.get_flags(at);
         let result = match (cmd, in_data) {
             (inode_flags::GET | inode_flags::GET_32, _) => get().map(|f| f.to_ne_bytes().to_vec()),
             (inode_flags::SET | inode_flags::SET_32, [a, b, c, d, ..]) => {

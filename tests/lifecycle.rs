@@ -229,6 +229,63 @@ fn a_signal_unmounts_also_when_busy() {
 }
 
 #[test]
+fn an_inspected_version_reads_like_the_tree_that_it_was_made_of() {
+    use std::os::unix::fs::FileExt;
+    common::require_root();
+    let scratch = Scratch::new();
+    let program = Program::new(&scratch);
+    let source = tree::import(&scratch, &program, "os:1", None, |dir| {
+        for i in 0..600u32 {
+            let bytes: Vec<u8> = (0..i * 37).map(|n| (n * i % 251) as u8).collect();
+            tree::write(dir, &[(&format!("many/{i}"), Item::File(&bytes))]);
+        }
+        tree::write(dir, &[("empty", Item::File(b""))]);
+        sh(dir, "cp /bin/true program; cp /bin/sh shell; head -c 5000000 /dev/urandom >large").ok();
+        sh(dir, "truncate -s 3M holes; echo x | dd of=holes bs=1M seek=1 conv=notrunc status=none").ok();
+    });
+    let mount = program.inspect("os:1", scratch.mnt());
+    // More files at once than are kept open, several readers, and each file from two of them.
+    let readers: Vec<_> = (0..4)
+        .map(|start| {
+            let (seen, source) = (mount.path().to_path_buf(), source.clone());
+            std::thread::spawn(move || {
+                let names = (0..600).map(|i| format!("many/{}", (i * 7 + start * 151) % 600));
+                for name in names.chain(["empty", "program", "large", "holes"].map(String::from)) {
+                    let same = std::fs::read(seen.join(&name)).unwrap()
+                        == std::fs::read(source.join(&name)).unwrap();
+                    assert!(same, "{name}");
+                }
+            })
+        })
+        .collect();
+    within(LIMIT, "reading an inspected version", move || {
+        readers.into_iter().for_each(|r| r.join().unwrap())
+    });
+    let open: Vec<_> =
+        (0..600).map(|i| std::fs::File::open(mount.path().join(format!("many/{i}"))).unwrap()).collect();
+    for (i, file) in open.iter().enumerate().skip(1) {
+        let mut last = [0];
+        let at = i as u32 * 37 - 1;
+        file.read_exact_at(&mut last, at.into()).unwrap();
+        assert_eq!(last[0], (at * i as u32 % 251) as u8);
+    }
+    drop(open);
+    assert_eq!(sh(mount.path(), "./shell -c './program && echo ran'").ok().out().trim(), "ran");
+    let holes = std::fs::File::open(mount.path().join("holes")).unwrap();
+    let data = rustix::fs::seek(&holes, rustix::fs::SeekFrom::Data(0)).unwrap();
+    let plain = std::fs::File::open(source.join("holes")).unwrap();
+    assert_eq!(data, rustix::fs::seek(&plain, rustix::fs::SeekFrom::Data(0)).unwrap());
+    holes.sync_all().unwrap();
+    drop(holes);
+    assert!(sh(mount.path(), "lsattr large").ok().out().starts_with("-----"));
+    assert!(sh(mount.path(), "chattr +i large").err().contains("Read-only file system"));
+    let copy = scratch.join("copy");
+    std::fs::copy(mount.path().join("large"), &copy).unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(source.join("large")).unwrap());
+    mount.umount();
+}
+
+#[test]
 fn an_inspected_version_is_read_only() {
     let scratch = Scratch::new();
     let program = alice(&scratch);

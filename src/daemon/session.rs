@@ -5,9 +5,9 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::control;
 use super::options::DataMode;
 use super::{Layers, MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
-use crate::fuse::Adapter;
+use crate::fuse::{Adapter, Manner};
 use crate::store::desktops::Desktop;
 use crate::store::mounts::{MountClaim, MountEntry};
 use crate::store::{Digest, Store};
@@ -204,8 +204,11 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let dirty = Arc::new(AtomicBool::new(false));
     let (wake, woken) = mpsc::channel();
     let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
-    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, map_ids);
+    let notifier = Arc::new(OnceLock::new());
+    let manner = Manner { map_ids, strict_times: request.options.strictatime };
+    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, notifier.clone(), manner);
     let (session, attach, device) = make_session(request, adapter, &point, &source(request), map_ids)?;
+    let _ = notifier.set(session.notifier());
     let running = Arc::new(Running {
         store: store.clone(),
         desktop,

@@ -483,7 +483,8 @@ impl View {
         }
         // The kernel walks again at the name that was opened; at the others it must be told.
         for (parent, name) in names {
-            self.notices.lock().push(Notice::Entry(parent.id, name.to_vec()));
+            let notices = [Notice::Entry(parent.id, name.to_vec()), Notice::Inode(parent.id)];
+            self.notices.lock().extend(notices);
         }
     }
 

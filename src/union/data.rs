@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
 
 use super::attributes::{Attributes, CAPABILITY};
 use super::copyup::Depth;
@@ -40,6 +42,19 @@ struct Use {
     executes: bool,
 }
 
+fn read_full(file: &File, offset: u64, buf: &mut [u8]) -> Answer<usize> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
+        match file.read_at(rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
+}
+
 /// Open files.
 #[derive(Debug, Default)]
 pub struct Handles {
@@ -70,7 +85,52 @@ pub struct Opened {
     pub way: Way,
 }
 
+/// Objects of a version that is only looked into, open while somebody reads them; there are no handles for that.
+#[derive(Debug)]
+pub struct Reading(Mutex<LruCache<u64, Arc<File>>>);
+
+/// How many of them are kept open.
+const READING: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+impl Default for Reading {
+    fn default() -> Reading {
+        Reading(Mutex::new(LruCache::new(READING)))
+    }
+}
+
 impl View {
+    /// Whether nothing in the view ever changes, neither by a user nor by a swap: a version that is looked into.
+    pub fn never_changes(&self) -> bool {
+        self.settings.read_only
+            && self.user.is_none()
+            && matches!(self.generation.read().stack, Stack::Version(_))
+    }
+
+    /// The content of a file of a view that never changes.
+    fn unchanging(&self, id: u64) -> Answer<Arc<File>> {
+        if let Some(file) = self.reading.0.lock().get(&id) {
+            return Ok(file.clone());
+        }
+        let node = self.node(&self.pin(), id)?;
+        if !node.is_file() || !self.never_changes() {
+            return Err(Fail(libc::EBADF));
+        }
+        let file = Arc::new(self.open_content(&self.content_of(&node)?)?);
+        let dropped = self.reading.0.lock().push(id, file.clone());
+        drop(dropped);
+        Ok(file)
+    }
+
+    /// Reads at most `buf.len()` bytes of a file that nobody opened; how many there were.
+    pub fn read_unchanging(&self, id: u64, offset: u64, buf: &mut [u8]) -> Answer<usize> {
+        read_full(&*self.unchanging(id)?, offset, buf)
+    }
+
+    /// The next data or hole from `offset` on, in a file that nobody opened.
+    pub fn lseek_unchanging(&self, id: u64, offset: u64, hole: bool) -> Answer<u64> {
+        sys::seek_extent(&*self.unchanging(id)?, offset, hole)?.ok_or(Fail(libc::ENXIO))
+    }
+
     /// Opens a file. `flags` are those of `open(2)`.
     pub fn open(&self, pin: &Pin, id: u64, flags: i32, caller: Caller) -> Answer<Opened> {
         let node = self.node(pin, id)?;
@@ -327,17 +387,7 @@ impl View {
         if planted("swap-loses-what-is-open") && handle.node.state().shown < self.pin().0.number {
             return Ok(0);
         }
-        let file = self.content(&handle.node)?;
-        let mut done = 0;
-        while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
-            match file.read_at(rest, offset + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(done)
+        read_full(&*self.content(&handle.node)?, offset, buf)
     }
 
     /// Writes all of `data`. `kill`: who has no right to leave setuid and setgid where they are.

@@ -20,10 +20,21 @@ const SETTABLE: u32 = sys::FLAG_SYNC
     | sys::FLAG_NOATIME
     | sys::FLAG_DIRSYNC;
 
+/// What flags are asked of.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// The file of a handle.
+    Handle(u64),
+    /// What has that number: a directory, or a file that is read without a handle.
+    Number(u64),
+}
+
 impl View {
-    /// The node of a file's handle, or of a directory's.
-    fn node_of(&self, fh: u64, is_dir: bool) -> Answer<Arc<Node>> {
-        if is_dir { self.node(&self.pin(), self.dir_of(fh)?) } else { self.file_of(fh) }
+    fn node_of(&self, at: Target) -> Answer<Arc<Node>> {
+        match at {
+            Target::Handle(fh) => self.file_of(fh),
+            Target::Number(id) => self.node(&self.pin(), id),
+        }
     }
 
     /// Whether the host's flags are the node's: not where its file in the user layer stands for one of the stack.
@@ -44,14 +55,15 @@ impl View {
     }
 
     /// Inode flags (`FS_IOC_GETFLAGS`).
-    pub fn get_flags(&self, fh: u64, is_dir: bool) -> Answer<u32> {
-        self.flags_of(&self.node_of(fh, is_dir)?)
+    pub fn get_flags(&self, at: Target) -> Answer<u32> {
+        self.flags_of(&self.node_of(at)?)
     }
 
     /// Sets inode flags (`FS_IOC_SETFLAGS`). `EOPNOTSUPP` for a change of those that cannot be set.
-    pub fn set_flags(&self, pin: &Pin, fh: u64, is_dir: bool, flags: u32) -> Answer<()> {
+    pub fn set_flags(&self, pin: &Pin, at: Target, flags: u32) -> Answer<()> {
         self.writable()?;
-        let mut node = self.node_of(fh, is_dir)?;
+        let mut node = self.node_of(at)?;
+        let is_dir = node.is_dir();
         if (flags ^ self.flags_of(&node)?) & !SETTABLE != 0 {
             return Err(Fail(libc::EOPNOTSUPP));
         }

@@ -1,13 +1,20 @@
 //! Directory listings.
 //!
-//! A handle lists what was there when it began at offset 0; offsets are places in that list, so that they
-//! stay valid while entries come and go.
+//! A place in a listing is made of the name that stands there, so that it means the same in every listing of a
+//! directory, whatever came and went in between: the kernel may keep one and share it between all who read the
+//! directory, each at a place of its own. Places of two generations differ, so that it never joins the beginning of
+//! a listing from before a swap to the rest of one from after it.
+//!
+//! A handle goes on with the listing that it began with. Where nothing ever changes there are no handles.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hasher};
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::attributes::Attributes;
@@ -17,7 +24,7 @@ use super::plant::planted;
 use super::{Answer, Fail, Pin, View};
 use crate::sys::fs as sys;
 
-/// One name of a listing.
+/// One name of a directory.
 #[derive(Clone, Debug)]
 pub struct Item {
     /// The name.
@@ -28,43 +35,121 @@ pub struct Item {
     pub id: u64,
 }
 
+/// The names of a directory in the order of their places; `.` and `..` come first.
+#[derive(Debug)]
+pub struct Listing {
+    items: Vec<(u64, Item)>,
+}
+
+/// A place fits in what a 32-bit program has for it: two bits tell generations apart, the others are the name's.
+/// Above those is room for names that share a place.
+const NAME_BITS: u32 = 29;
+const PLACES: u64 = (1 << NAME_BITS) - (1 << 19);
+
+impl Listing {
+    /// `tag`: the bits of the generation.
+    fn new(tag: u64, node: u64, up: u64, names: Vec<Item>) -> Listing {
+        let place = |name: &[u8]| tag << NAME_BITS | place(name);
+        let mut items: Vec<(u64, Item)> = names.into_iter().map(|i| (place(&i.name), i)).collect();
+        // Names that share a place follow each other in the order of their bytes.
+        items.sort_unstable_by(|(a, i), (b, j)| (a, &i.name).cmp(&(b, &j.name)));
+        let dot = |name: &[u8], id| Item { name: name.to_vec(), format: libc::S_IFDIR, id };
+        let dots = [(1, dot(b".", node)), (2, dot(b"..", up))];
+        let mut last = 0;
+        let items = dots.into_iter().chain(items).map(|(place, item)| {
+            last = place.max(last + 1);
+            (last, item)
+        });
+        Listing { items: items.collect() }
+    }
+
+    /// What comes after a place, each with its own; 0 is before everything.
+    pub fn after(&self, place: u64) -> &[(u64, Item)] {
+        self.items.get(self.items.partition_point(|(p, _)| *p <= place)..).unwrap_or_default()
+    }
+}
+
+fn place(name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name);
+    3 + hasher.finish() % (PLACES - 3)
+}
+
 #[derive(Debug)]
 struct DirHandle {
     node: Arc<Node>,
-    items: Mutex<Option<Arc<Vec<Item>>>>,
+    listing: Mutex<Option<Arc<Listing>>>,
 }
 
-/// Open directories.
-#[derive(Debug, Default)]
-pub struct DirHandles {
+/// Open directories, and listings that somebody reads without a handle.
+#[derive(Debug)]
+pub struct Listings {
     next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<DirHandle>>>,
+    kept: Mutex<LruCache<u64, Arc<Listing>>>,
+}
+
+/// How many listings are kept without a handle. What is dropped is made again.
+const KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+impl Default for Listings {
+    fn default() -> Listings {
+        Listings { next: AtomicU64::new(0), open: RwLock::default(), kept: Mutex::new(LruCache::new(KEPT)) }
+    }
 }
 
 impl View {
     /// Opens a directory for listing.
     pub fn opendir(&self, pin: &Pin, id: u64) -> Answer<u64> {
         let node = self.node(pin, id)?;
-        let fh = self.dir_handles.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.dir_handles.open.write().insert(fh, Arc::new(DirHandle { node, items: Mutex::default() }));
+        let fh = self.listings.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.listings.open.write().insert(fh, Arc::new(DirHandle { node, listing: Mutex::default() }));
         Ok(fh)
     }
 
     /// Closes it.
     pub fn releasedir(&self, fh: u64) {
-        let dropped = self.dir_handles.open.write().remove(&fh);
+        let dropped = self.listings.open.write().remove(&fh);
         drop(dropped);
     }
 
-    /// The listing of an open directory; `.` and `..` come first. At offset 0 it is made anew.
-    pub fn readdir(&self, pin: &Pin, fh: u64, offset: u64) -> Answer<Arc<Vec<Item>>> {
-        let handle = self.dir_handles.open.read().get(&fh).cloned().ok_or(Fail(libc::EBADF))?;
-        let mut items = handle.items.lock();
-        if let Some(items) = items.as_ref().filter(|_| offset > 0) {
-            return Ok(items.clone());
+    /// The listing of an open directory, of which somebody has read as far as a place. From the beginning it is made
+    /// anew.
+    pub fn readdir(&self, pin: &Pin, fh: u64, from: u64) -> Answer<Arc<Listing>> {
+        let handle = self.listings.open.read().get(&fh).cloned().ok_or(Fail(libc::EBADF))?;
+        let mut listing = handle.listing.lock();
+        if let Some(listing) = listing.as_ref().filter(|_| from > 0) {
+            return Ok(listing.clone());
+        }
+        let made = self.make_listing(pin, &handle.node, from)?;
+        *listing = Some(made.clone());
+        Ok(made)
+    }
+
+    /// The listing of a directory that nobody opened, in a view that never changes.
+    pub fn readdir_unchanging(&self, pin: &Pin, id: u64, from: u64) -> Answer<Arc<Listing>> {
+        let kept = self.listings.kept.lock().get(&id).cloned();
+        let listing = match kept {
+            Some(listing) => listing,
+            None => self.make_listing(pin, &self.node(pin, id)?, from)?,
+        };
+        let mut kept = self.listings.kept.lock();
+        // Whoever reaches the end needs it no more.
+        let dropped = if listing.after(from).is_empty() {
+            kept.pop(&id)
+        } else {
+            kept.push(id, listing.clone()).map(|(_, old)| old)
+        };
+        drop(kept);
+        drop(dropped);
+        Ok(listing)
+    }
+
+    fn make_listing(&self, pin: &Pin, node: &Arc<Node>, from: u64) -> Answer<Arc<Listing>> {
+        if !node.is_dir() {
+            return Err(Fail(libc::ENOTDIR));
         }
         let _names = self.names.read();
-        let node = &handle.node;
         let removed = self.lower(pin, node)?.is_none() && {
             let state = node.state();
             state.gone || state.upper.is_none()
@@ -74,19 +159,9 @@ impl View {
             return Err(Fail(libc::ENOENT));
         }
         let up = node.place().map(|(p, _)| p.id).unwrap_or(node.id);
-        let mut out = vec![
-            Item { name: b".".to_vec(), format: libc::S_IFDIR, id: node.id },
-            Item { name: b"..".to_vec(), format: libc::S_IFDIR, id: up },
-        ];
-        out.extend(self.list(pin, node)?);
-        let out = Arc::new(out);
-        *items = Some(out.clone());
-        Ok(out)
-    }
-
-    /// The directory of an open handle.
-    pub fn dir_of(&self, fh: u64) -> Answer<u64> {
-        self.dir_handles.open.read().get(&fh).map(|h| h.node.id).ok_or(Fail(libc::EBADF))
+        // Who goes on with what the kernel had goes on with the places of that.
+        let tag = if from > 2 { from >> NAME_BITS } else { pin.0.number % 4 };
+        Ok(Arc::new(Listing::new(tag, node.id, up, self.list(pin, node)?)))
     }
 
     /// The names in a directory. The caller holds `names`.

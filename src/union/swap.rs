@@ -4,7 +4,7 @@
 //! user layer; after it, when no request of the old generation is left, [`View::notices`] says what the kernel
 //! must be told. Nothing here writes into the user layer.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,11 +31,15 @@ pub enum Notice {
     Entry(u64, Vec<u8>),
     /// The same for a name that is not a directory's: it is enough that it is looked up again.
     Expire(u64, Vec<u8>),
-    /// A directory lists other names, and its attributes differ.
+    /// A directory lists other names, and its attributes differ. It follows a notice of a name in the directory: for
+    /// that the kernel waits until whoever is reading the directory has noted down what it was answered.
     Inode(u64),
     /// Only attributes differ.
     Attributes(u64),
 }
+
+/// A name that is in no directory, for a notice where none is to be told of.
+const NO_NAME: &[u8] = b"\xff\xfe\xff";
 
 /// Where the user layer and a swap meet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -320,7 +324,8 @@ impl View {
         mounts: &[Vec<u8>],
     ) -> Result<Vec<Notice>> {
         let mut out = Vec::new();
-        let (mut dirs, mut unnamed) = (BTreeSet::<u64>::new(), Vec::new());
+        // Directories that list other names, and whether there is a notice of a name in each.
+        let (mut dirs, mut unnamed) = (BTreeMap::<u64, bool>::new(), Vec::new());
         // Directories of the user layer may have other numbers than those of the stack at their paths: what the
         // user made, and what the user moved.
         let mut ups: HashMap<Vec<u8>, u64> = HashMap::new();
@@ -399,7 +404,7 @@ impl View {
             if change.old.is_none() && planted("swap-keeps-what-was-not-there") {
                 continue;
             }
-            dirs.insert(parent);
+            let named = dirs.entry(parent).or_default();
             if known && !carries_mount(&change.path, mounts) {
                 // A directory must be dropped, so that working directories in it learn that it is gone. And what was
                 // given lately: who asked for it may not have noted the answer yet, and with it a new lifetime.
@@ -407,9 +412,21 @@ impl View {
                     || ids.iter().any(|id| self.nodes.given_lately(*id));
                 let name = name.to_vec();
                 out.push(if drop { Notice::Entry(parent, name) } else { Notice::Expire(parent, name) });
+                *named = true;
+            }
+            if change.old.as_ref().is_some_and(TreeNode::is_dir) && !same_number {
+                // It lists nothing any more.
+                for id in ids {
+                    dirs.entry(id).or_default();
+                }
             }
         }
-        out.extend(dirs.into_iter().map(Notice::Inode));
+        for (dir, named) in dirs {
+            if !named {
+                out.push(Notice::Expire(dir, NO_NAME.to_vec()));
+            }
+            out.push(Notice::Inode(dir));
+        }
         // Last: while a name still leads to what has none, the kernel would find nothing to link there.
         out.append(&mut unnamed);
         Ok(out)
@@ -475,9 +492,19 @@ impl View {
             if !carries_mount(&self.path_of(&node), mounts) {
                 out.extend(names.into_iter().map(|(parent, name)| Notice::Entry(parent.id, name.into_vec())));
             }
-            out.push(if node.is_dir() { Notice::Inode(node.id) } else { Notice::Attributes(node.id) });
+            if node.is_dir() {
+                out.extend([Notice::Expire(node.id, NO_NAME.to_vec()), Notice::Inode(node.id)]);
+            } else {
+                out.push(Notice::Attributes(node.id));
+            }
         }
         out
+    }
+
+    /// Directories that list other names, of which the kernel was not told yet.
+    pub fn listed_otherwise(&self) -> Vec<u64> {
+        let dir = |notice: &Notice| if let Notice::Inode(id) = notice { Some(*id) } else { None };
+        self.notices.lock().iter().filter_map(dir).collect()
     }
 
     /// Takes what has to be told to the kernel besides swaps.

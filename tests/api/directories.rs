@@ -1,6 +1,6 @@
 //! Directories: listing while entries come and go, positions, large ones, link counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{DirEntryExt, FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -216,5 +216,173 @@ fn what_removing_refuses_and_allows() {
         }
         at.did("mkdir with a slash", rfs::mkdir(at.path("new/"), rfs::Mode::from_raw_mode(0o755)));
         at.did("creat with a slash", File::create(at.path("newer/")).map(drop));
+    });
+}
+
+/// The names of a directory with their numbers and types, as one listing gives them; each name once.
+fn listed(dir: &Path) -> BTreeMap<Vec<u8>, (u64, rfs::FileType)> {
+    let flags = rfs::OFlags::DIRECTORY | rfs::OFlags::RDONLY;
+    let fd = rfs::open(dir, flags, rfs::Mode::empty()).unwrap();
+    let mut out = BTreeMap::new();
+    for entry in rfs::Dir::read_from(fd).unwrap() {
+        let entry = entry.unwrap();
+        let before = out.insert(entry.file_name().to_bytes().to_vec(), (entry.ino(), entry.file_type()));
+        assert_eq!(before, None, "{:?} is listed twice in {}", entry.file_name(), dir.display());
+    }
+    out
+}
+
+#[test]
+fn a_listing_that_was_read_before_follows_every_change() {
+    fn fill(dir: &Path) {
+        tree::write(
+            dir,
+            &[
+                ("a/one", Item::File(b"1")),
+                ("a/two", Item::File(b"2")),
+                ("a/pair", Item::File(b"p")),
+                ("b/pair", Item::Same("a/pair")),
+                ("b/three", Item::File(b"3")),
+                ("a/sub/x", Item::File(b"x")),
+                ("a/sub/below/y", Item::File(b"y")),
+                ("b/other/z", Item::File(b"z")),
+                ("b/empty", Item::Dir(0o755)),
+            ],
+        );
+    }
+    twins(fill, |at| {
+        // Twice: the second listing may be the kernel's.
+        let look = |what: &str| {
+            for _ in 0..2 {
+                let mut names = Vec::new();
+                for dir in [".", "a", "b", "a/sub", "b/sub", "a/sub/below", "b/sub/below", "b/other", "a/new"]
+                {
+                    let dir = at.path(dir);
+                    if !dir.is_dir() {
+                        continue;
+                    }
+                    for (name, (ino, kind)) in listed(&dir) {
+                        let path = dir.join(std::str::from_utf8(&name).unwrap());
+                        if dir == at.path(".") && name == b".." {
+                            continue;
+                        }
+                        let m = fs::symlink_metadata(&path).unwrap();
+                        assert_eq!(ino, m.ino(), "the number of {} after {what}", path.display());
+                        assert_eq!(kind, rfs::FileType::from_raw_mode(m.mode()), "{}", path.display());
+                        names.push(path.strip_prefix(at.dir()).unwrap().to_path_buf());
+                    }
+                }
+                at.note(what, names);
+            }
+        };
+        let path = |name: &str| at.path(name);
+        look("nothing");
+        fs::write(path("a/created"), "n").unwrap();
+        look("creat");
+        fs::create_dir(path("a/new")).unwrap();
+        look("mkdir");
+        std::os::unix::fs::symlink("one", path("a/symlink")).unwrap();
+        look("symlink");
+        rfs::mknodat(rfs::CWD, path("a/pipe"), rfs::FileType::Fifo, rfs::Mode::from_raw_mode(0o600), 0)
+            .unwrap();
+        look("mknod");
+        fs::hard_link(path("a/one"), path("b/linked")).unwrap();
+        look("link");
+        fs::remove_file(path("a/two")).unwrap();
+        look("unlink");
+        fs::write(path("a/two"), "again").unwrap();
+        look("creat of a name that was removed");
+        fs::remove_dir(path("b/empty")).unwrap();
+        look("rmdir");
+        fs::write(path("b/three"), "copied up").unwrap();
+        look("write");
+        rfs::chmod(path("b/pair"), rfs::Mode::from_raw_mode(0o600)).unwrap();
+        look("chmod");
+        fs::remove_file(path("a/pair")).unwrap();
+        look("unlink of a hard link");
+        fs::rename(path("a/created"), path("a/renamed")).unwrap();
+        look("rename");
+        fs::rename(path("a/renamed"), path("b/three")).unwrap();
+        look("rename over a file of another directory");
+        fs::rename(path("a/sub"), path("b/sub")).unwrap();
+        look("rename of a directory");
+        rfs::renameat_with(rfs::CWD, path("b/sub"), rfs::CWD, path("a/one"), rfs::RenameFlags::EXCHANGE)
+            .unwrap();
+        look("exchange of a directory and a file");
+        rfs::renameat_with(rfs::CWD, path("a/one"), rfs::CWD, path("b/other"), rfs::RenameFlags::EXCHANGE)
+            .unwrap();
+        look("exchange of two directories");
+        fs::remove_dir_all(path("b/other")).unwrap();
+        look("rm -r");
+        fs::create_dir(path("b/other")).unwrap();
+        look("mkdir of a name that was removed");
+    });
+}
+
+#[test]
+fn a_listing_shows_the_number_that_a_file_has_after_it_was_opened_for_writing_under_its_readers() {
+    let fill = |dir: &Path| {
+        fs::create_dir(dir.join("d")).unwrap();
+        fs::write(dir.join("d/large"), vec![b'x'; 2 << 20]).unwrap();
+        fs::hard_link(dir.join("d/large"), dir.join("same")).unwrap();
+    };
+    desk("", fill, |d| {
+        let number = |name: &str| fs::symlink_metadata(d.at(name)).unwrap().ino();
+        let in_listings = || (listed(&d.at("d"))[&b"large"[..]].0, listed(&d.at(""))[&b"same"[..]].0);
+        let before = number("d/large");
+        assert_eq!(in_listings(), (before, before));
+        assert_eq!(in_listings(), (before, before));
+        let mut reader = File::open(d.at("d/large")).unwrap();
+        std::io::Read::read_exact(&mut reader, &mut [0; 10]).unwrap();
+        let writer = fs::OpenOptions::new().write(true).open(d.at("d/large")).unwrap();
+        let now = number("d/large");
+        assert_eq!(writer.metadata().unwrap().ino(), now);
+        assert_eq!(in_listings(), (now, now));
+        assert_eq!(number("same"), now);
+        drop((reader, writer));
+        assert_eq!(in_listings(), (now, now));
+    });
+}
+
+#[test]
+fn readers_of_one_directory_each_go_on_from_where_they_are() {
+    fn fill(dir: &Path) {
+        for i in 0..3000 {
+            fs::write(dir.join(format!("entry-{i:04}")), "").unwrap();
+        }
+    }
+    twins(fill, |at| {
+        let mut readers: Vec<_> = (0..8).map(|_| Stream::open(at.dir()).unwrap()).collect();
+        let mut seen: Vec<BTreeSet<Vec<u8>>> = vec![BTreeSet::new(); readers.len()];
+        let mut removed = BTreeSet::new();
+        // Each is at another place when names go and come, and another one begins anew and reads everything.
+        for round in 0..30 {
+            for (i, (reader, seen)) in readers.iter_mut().zip(&mut seen).enumerate() {
+                for _ in 0..(40 + 17 * i) {
+                    if let Some((name, _)) = reader.next().unwrap() {
+                        assert!(seen.insert(name.clone()), "reader {i} meets {name:?} twice");
+                    }
+                }
+            }
+            for i in (round..3000).step_by(97) {
+                let name = format!("entry-{i:04}");
+                fs::remove_file(at.path(&name)).unwrap();
+                removed.insert(name.into_bytes());
+            }
+            fs::write(at.path(format!("new-{round}")), "").unwrap();
+            let now = listed(at.dir());
+            assert!(now.contains_key(format!("new-{round}").as_bytes()));
+            assert!(removed.iter().all(|n| !now.contains_key(n)));
+        }
+        for (mut reader, mut seen) in readers.into_iter().zip(seen) {
+            while let Some((name, _)) = reader.next().unwrap() {
+                assert!(seen.insert(name));
+            }
+            for i in 0..3000 {
+                let name = format!("entry-{i:04}").into_bytes();
+                assert!(removed.contains(&name) || seen.contains(&name), "{name:?} was there all the time");
+            }
+        }
+        at.note("left", listed(at.dir()).into_keys().collect::<Vec<_>>());
     });
 }

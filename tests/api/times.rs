@@ -254,6 +254,40 @@ fn atimes(d: &Desk, option: &str) {
 }
 
 #[test]
+fn a_listing_that_the_kernel_has_moves_no_access_time() {
+    desk("", fill, |d| {
+        let dir = d.at("minedir");
+        fs::create_dir(&dir).unwrap();
+        let clock = d.source.parent().unwrap();
+        let moved = |dir: &Path| {
+            let atime = || {
+                let m = fs::metadata(dir).unwrap();
+                (m.atime(), m.atime_nsec())
+            };
+            let before = atime();
+            next_tick(clock);
+            fs::read_dir(dir).unwrap().for_each(drop);
+            atime() != before
+        };
+        assert!(moved(&dir));
+        assert!(!moved(&dir));
+        // What changes the directory or its attributes makes the kernel ask again, as ext4 moves the time again.
+        fs::write(dir.join("x"), "").unwrap();
+        assert!(moved(&dir));
+        next_tick(clock);
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        assert!(moved(&dir));
+        next_tick(clock);
+        rfs::setxattr(&dir, "user.x", b"x", rfs::XattrFlags::empty()).unwrap();
+        assert!(moved(&dir));
+        // Another name does not, where it would on ext4.
+        next_tick(clock);
+        fs::rename(&dir, d.at("renamed")).unwrap();
+        assert!(!moved(&d.at("renamed")));
+    });
+}
+
+#[test]
 fn reads_move_access_times_by_the_options_of_the_view() {
     for option in ["", "relatime", "noatime", "strictatime", "nodiratime"] {
         desk(option, fill, move |d| atimes(d, option));

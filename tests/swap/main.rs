@@ -7,6 +7,7 @@ mod common;
 mod actors;
 mod conflicts;
 mod fleet;
+mod listings;
 mod live;
 mod refusals;
 mod stress;
