@@ -545,11 +545,11 @@ impl Filesystem for Adapter {
                 if matches!(opened.way, Way::Passed) {
                     match self.backing(&opened, |fd| reply.open_backing(fd)) {
                         Ok(Some(backing)) => {
-                            // The lifetime is for entry and attributes alike; what is written past us changes
-                            // attributes, and the name is asked for again once.
-                            let ttl = Duration::ZERO;
+                            // The lifetime is for entry and attributes alike. The kernel itself drops the
+                            // attributes at each write; what a mapping does may stay unseen for this long. With
+                            // none at all it would ask for them once more before the open returns.
                             return reply.created_passthrough(
-                                &ttl,
+                                &BRIEFLY,
                                 &attr(&attributes),
                                 generation,
                                 fh,

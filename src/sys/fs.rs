@@ -403,7 +403,11 @@ pub fn list_numbered(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, u32, u64)>
 
 /// Sets permission bits of what a descriptor (also an `O_PATH` one) stands for.
 pub fn chmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(rfs::chmod(proc_path(&fd).as_c_str(), Mode::from_raw_mode(mode & 0o7777))?)
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    match rfs::fchmod(fd.as_fd(), mode) {
+        Err(rustix::io::Errno::BADF) => Ok(rfs::chmod(proc_path(&fd).as_c_str(), mode)?),
+        r => Ok(r?),
+    }
 }
 
 /// Sets owner and group where given; works on any type, with an `O_PATH` descriptor too.

@@ -337,6 +337,10 @@ impl View {
                 mode &= !libc::S_ISGID;
             }
         }
+        if node.state().upper.as_ref().and_then(|m| m.follows.as_ref()).is_some_and(|c| !c.mode) {
+            // The disk's is not shown, unless it becomes the user's now.
+            return (mode != before.mode & 0o7777).then_some(mode);
+        }
         (self.follows(node) || node.is_dir() || mode & 0o6000 != 0).then_some(mode)
     }
 
@@ -380,6 +384,10 @@ impl View {
     /// Takes a file's capabilities away, the stack's too. The caller holds `names`.
     fn drop_capability(&self, pin: &Pin, node: &Arc<Node>, fd: impl AsFd) -> Answer<()> {
         let capable = self.xattr(pin, node, CAPABILITY)?.is_some();
+        let incapable = node.state().incapable;
+        if !capable && (incapable || self.is_below(node, &self.lower(pin, node)?, CAPABILITY)) {
+            return Ok(());
+        }
         match xattr::remove(fd.as_fd(), CAPABILITY) {
             Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) => {
                 return Err(e.into());

@@ -7,13 +7,13 @@
 //! All names of a hard-link group that can be seen are copied up together, as hard links.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
-use super::lower::{Content, Lower};
-use super::marks::{Changed, Found, Marks, PinMark};
+use super::lower::{Content, Entry, Lower};
+use super::marks::{Changed, Marks, PinMark};
 use super::node::{BORN, Name, Node};
 use super::plant::planted;
 use super::swap::Notice;
@@ -207,6 +207,7 @@ impl View {
         if let (Some(follows), Some(changed)) = (&mut marks.follows, changed) {
             // What the user has changed of it stays his.
             let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
+            self.write_attributes(node, &handle, &attributes, &xattrs)?;
             user.marks.set_own(&handle, "meta", &changed.encode())?;
             *follows = changed;
         }
@@ -217,7 +218,9 @@ impl View {
                 user.marks.clear(&left, &user.marks.own("ino"))?;
             }
             Ok(_) => {}
-            Err(_) => drop(sys::unlink_at(&user.work, &temporary)),
+            Err(_) => {
+                let _ = sys::unlink_at(&user.work, &temporary);
+            }
         }
         placed
     }
@@ -320,9 +323,25 @@ impl View {
                 *follows = Changed { xattrs: names.collect(), ..Changed::basics() };
             }
         }
-        let handle = sys::open_at(&user.work, temporary, Open::Path)?;
-        self.write_attributes(node, &handle, attributes, xattrs)?;
-        self.write_marks(&handle, &marks)?;
+        let opened;
+        let handle = match &open {
+            Some(file) => file.as_fd(),
+            None => {
+                opened = sys::open_at(&user.work, temporary, Open::Path)?;
+                opened.as_fd()
+            }
+        };
+        if marks.follows == Some(Changed::default()) {
+            // Nothing of it is shown until something is changed, and then that is written. Nor does it need a note of
+            // its number, where that is the stack's at its place: so its marks have room in the inode, and it takes no
+            // block of the disk.
+            if is_found_by_its_place(node) {
+                marks.number = None;
+            }
+        } else {
+            self.write_attributes(node, handle, attributes, xattrs)?;
+        }
+        self.write_marks(handle, &marks)?;
         Ok((open, marks))
     }
 
@@ -337,7 +356,7 @@ impl View {
         }
     }
 
-    fn write_marks(&self, fd: &OwnedFd, marks: &Marks) -> Answer<()> {
+    fn write_marks(&self, fd: BorrowedFd<'_>, marks: &Marks) -> Answer<()> {
         let user = self.writable()?;
         if let Some(number) = marks.number {
             user.marks.set_own(fd, "ino", format!("{number:x}").as_bytes())?;
@@ -434,23 +453,32 @@ impl View {
         } else {
             None
         };
+        let mut consumed = gone;
         for (parent, name) in &names {
             left -= 1;
             let dir = self.upper_dir(parent)?;
             self.keeping_times(parent, || {
-                if user.marks.probe(&*dir, name)?.is_some() {
-                    // What stands there follows the stack, as this did: see `split`.
-                    let second = user.temporary_name();
-                    sys::link_at(&user.work, temporary, &user.work, &second)?;
-                    return Ok(sys::rename_at(&user.work, &second, &*dir, name, Rename::Replace)?);
+                let placed = if left == 0 {
+                    sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)
+                } else {
+                    sys::link_at(&user.work, temporary, &*dir, name)
+                };
+                match placed {
+                    Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                    r => {
+                        consumed |= left == 0;
+                        return Ok(r?);
+                    }
                 }
-                if left == 0 {
-                    return Ok(sys::rename_at(&user.work, temporary, &*dir, name, Rename::NoReplace)?);
-                }
-                Ok(sys::link_at(&user.work, temporary, &*dir, name)?)
+                // What stands there follows the stack, as this did: see `split`.
+                let second = user.temporary_name();
+                sys::link_at(&user.work, temporary, &user.work, &second)?;
+                Ok(sys::rename_at(&user.work, &second, &*dir, name, Rename::Replace)?)
             })?;
         }
-        let _ = sys::unlink_at(&user.work, temporary);
+        if !consumed {
+            let _ = sys::unlink_at(&user.work, temporary);
+        }
         if let Some(note) = note {
             user.end_group(&note)?;
         }
@@ -678,7 +706,7 @@ impl View {
             let handle = sys::open_at(&user.work, &temporary, Open::DirPath)?;
             self.write_attributes(node, &handle, &attributes, &xattrs)?;
             let mut marks = Marks { number: Some(node.id), follows: user.marks.follow(), ..Marks::default() };
-            self.write_marks(&handle, &marks)?;
+            self.write_marks(handle.as_fd(), &marks)?;
             marks.default_acl =
                 xattrs.iter().find(|(n, _)| n == super::marks::DEFAULT_ACL).map(|(_, v)| v.clone());
             let _names = self.names.read();
@@ -697,11 +725,14 @@ impl View {
             let (parent, name) = node.place()?;
             let dir = self.upper_dir(&parent)?;
             self.keeping_times(&parent, || {
-                if let Some(Found::Entry(..)) = user.marks.probe(&*dir, &name)? {
+                let place = || sys::rename_at(&user.work, &temporary, &*dir, &name, Rename::NoReplace);
+                match place() {
                     // Something that follows the stack, but the stack has a directory there now.
-                    user.set_aside(&*dir, &name, &self.path_of(node))?;
+                    Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+                        Ok(user.displace(&*dir, &name, &self.path_of(node), place)?)
+                    }
+                    r => Ok(r?),
                 }
-                Ok(sys::rename_at(&user.work, &temporary, &*dir, &name, Rename::NoReplace)?)
             })?;
             let host = sys::stat(&handle)?.ino;
             user.keep_dir(node.id, handle);
@@ -725,6 +756,15 @@ impl View {
         sys::set_times(&*fd, SetTime::To(before.atime), SetTime::To(before.mtime))?;
         result
     }
+}
+
+/// Whether the stack gives what follows it at its place the number that the node has, whatever else the user does.
+fn is_found_by_its_place(node: &Node) -> bool {
+    let state = node.state();
+    state
+        .lower
+        .as_ref()
+        .is_some_and(|l| matches!(l.entry, Entry::Tree(..)) && !l.is_linked() && l.number() == node.id)
 }
 
 /// The moved directory in which a node lies, with its path in the version that it stands on.

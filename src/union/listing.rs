@@ -227,11 +227,6 @@ impl View {
         Ok(merged.into_values().collect())
     }
 
-    /// Whether nothing can be seen in a directory. The caller holds `names`.
-    pub(crate) fn is_empty_dir(&self, pin: &Pin, node: &Arc<Node>) -> Answer<bool> {
-        Ok(self.list(pin, node)?.is_empty())
-    }
-
     /// A name of a listing with its attributes, for `readdirplus`. The kernel is given the node only when
     /// [`View::listed`] is called. `None`: it is gone meanwhile.
     pub fn item(&self, pin: &Pin, dir: u64, name: &[u8]) -> Answer<Option<(Arc<Node>, Attributes)>> {

@@ -206,6 +206,14 @@ impl Lower {
         }
     }
 
+    /// How many names a directory has.
+    pub fn count(&self) -> Result<usize> {
+        match &self.entry {
+            Entry::Tree(tree, dir) => Ok(tree.index.children(dir)?.len()),
+            Entry::Plain(stack, dir) => Ok(stack.children(dir)?.len()),
+        }
+    }
+
     /// All paths of its hard-link group in the stack, itself among them: directory and name.
     pub fn group(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         match &self.entry {

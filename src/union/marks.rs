@@ -6,7 +6,7 @@
 //!
 //! | name | on | value |
 //! |---|---|---|
-//! | `ino` | what came from a stack | its node number, hexadecimal |
+//! | `ino` | what came from a stack, but for a file that follows it and is no hard link there | its node number, hexadecimal |
 //! | `meta` | what follows the stack | which attributes the user changed (below) |
 //! | `pin` | what the user moved | `object DIGEST SIZE`, or `dir VERSION DIGEST PATH` |
 //! | `origin` | copied-up files | `DIGEST PATH` |

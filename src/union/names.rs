@@ -1,5 +1,6 @@
 //! Names: making, linking, moving and removing them.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use super::lower::Lower;
 use super::marks::{DEFAULT_ACL, Found, Marks, PinMark};
 use super::node::Node;
 use super::plant::planted;
+use super::upper::UserLayer;
 use super::{Answer, Caller, Fail, Pin, View};
-use crate::sys::fs::{self as sys, Open, Rename};
+use crate::sys::fs::{self as sys, Open, Rename, Stat};
 use crate::sys::xattr;
 
 /// What a request makes.
@@ -36,6 +38,20 @@ pub enum Replace {
     No,
     /// Both change places.
     Exchange,
+}
+
+/// What of the user layer stands at a name that nothing is seen at.
+enum InTheWay {
+    /// A whiteout.
+    Whiteout,
+    /// Something that follows what the stack does not have any more, with its path.
+    Follower(Vec<u8>),
+}
+
+/// What was made: the file where it is one, and what the disk said of it before it got its owner.
+struct Born {
+    file: Option<File>,
+    stat: Stat,
 }
 
 /// Where a new file is made before (or while) it gets its name.
@@ -81,6 +97,9 @@ impl View {
     ) -> Answer<(Arc<Node>, Option<File>)> {
         let user = self.writable()?;
         let dir = self.node(pin, parent)?;
+        if !dir.is_dir() {
+            return Err(Fail(libc::ENOTDIR));
+        }
         if name.len() > 255 {
             return Err(Fail(libc::ENAMETOOLONG));
         }
@@ -92,33 +111,23 @@ impl View {
         if dir.state().gone {
             return Err(Fail(libc::ENOENT));
         }
-        if self.child(pin, &dir, name)?.is_some() {
-            return Err(Fail(libc::EEXIST));
-        }
         let to = self.upper_dir(&dir)?;
-        let in_the_way = match user.marks.probe(&*to, name)? {
-            Some(Found::Entry(..)) => {
-                // It follows something that the stack does not have any more.
-                let path = [&self.path_of(&dir), &b"/"[..], name].concat();
-                user.set_aside(&*to, name, &path)?;
-                None
-            }
-            other => other,
-        };
-        let whiteout = in_the_way.is_some();
         let below = self.below(pin, &dir, name)?;
+        let in_the_way = self.free_name(pin, &dir, &to, name, below.is_some())?;
+        let in_place = in_the_way.is_none();
         let marks = Marks {
             opaque: !planted("mkdir-forgets-opaque")
                 && matches!(what, Make::Dir)
-                && (whiteout || below.as_ref().is_some_and(|l| l.is_dir())),
+                && (matches!(in_the_way, Some(InTheWay::Whiteout))
+                    || below.as_ref().is_some_and(|l| l.is_dir())),
             null_device: matches!(what, Make::Special(libc::S_IFCHR, (0, 0))),
             ..Marks::default()
         };
         let owner = self.attributes(pin, &dir)?;
-        let acl = self.xattr(pin, &dir, DEFAULT_ACL)?;
+        let acl = self.default_acl(pin, &dir)?;
         let on_disk = dir.state().upper.as_ref().and_then(|m| m.default_acl.clone());
         let place = match acl {
-            acl if acl == on_disk && !whiteout && !marks.opaque && !marks.null_device => Place::Direct,
+            acl if acl == on_disk && in_place && !marks.opaque && !marks.null_device => Place::Direct,
             Some(acl) => Place::WithAcl(acl),
             None => Place::Work,
         };
@@ -128,12 +137,13 @@ impl View {
         let setgid = owner.mode & libc::S_ISGID != 0;
         let gid = if setgid { owner.gid } else { caller.gid };
         let request = Birth { what, mode, uid: caller.uid, gid, setgid: setgid && matches!(what, Make::Dir) };
-        let file = match place {
+        let born = match place {
             Place::Direct => self.bear(&*to, name, &request, &marks)?,
             Place::Work => {
                 let temporary = user.temporary_name();
-                let made = self.bear(&user.work, &temporary, &request, &marks);
-                self.move_into_place(made, &user.work, &temporary, &to, name, whiteout, &request)?
+                let born = self.bear(&user.work, &temporary, &request, &marks)?;
+                self.move_into_place(&user.work, &temporary, &to, name, &in_the_way, &request)?;
+                born
             }
             Place::WithAcl(acl) => {
                 let nursery = user.temporary_name();
@@ -141,8 +151,9 @@ impl View {
                 let result = (|| {
                     let fd = sys::open_at(&user.work, &nursery, Open::DirPath)?;
                     xattr::set(&fd, DEFAULT_ACL, &acl, xattr::Set::Any)?;
-                    let made = self.bear(&fd, b"new", &request, &marks);
-                    self.move_into_place(made, &fd, b"new", &to, name, whiteout, &request)
+                    let born = self.bear(&fd, b"new", &request, &marks)?;
+                    self.move_into_place(&fd, b"new", &to, name, &in_the_way, &request)?;
+                    Ok::<_, Fail>(born)
                 })();
                 if sys::rmdir_at(&user.work, &nursery).is_err() {
                     let _ = sys::remove_all_at(&user.work, &nursery);
@@ -154,31 +165,64 @@ impl View {
         if matches!(what, Make::Dir) {
             self.subdirs_changed(&dir, 1);
         }
-        let node = self.child(pin, &dir, name)?.ok_or(Fail(libc::EIO))?;
-        Ok((node, file))
+        let node = if has_acl {
+            // What it inherited is read from the disk.
+            self.child(pin, &dir, name)?
+        } else {
+            self.upper_child(pin, &dir, name, &born.stat, marks, below)?
+        };
+        let node = node.ok_or(Fail(libc::EIO))?;
+        node.state().incapable = !has_acl && matches!(what, Make::File);
+        Ok((node, born.file))
+    }
+
+    /// What of the user layer stands at a name that nothing is seen at; `EEXIST` if something is. `below`: the stack
+    /// has something there. The caller holds `names`.
+    fn free_name(
+        &self,
+        pin: &Pin,
+        dir: &Arc<Node>,
+        to: &OwnedFd,
+        name: &[u8],
+        below: bool,
+    ) -> Answer<Option<InTheWay>> {
+        match self.writable()?.marks.probe(to, name)? {
+            None if below => Err(Fail(libc::EEXIST)),
+            None => Ok(None),
+            Some(Found::Whiteout) => Ok(Some(InTheWay::Whiteout)),
+            Some(Found::Entry(..)) if self.child(pin, dir, name)?.is_some() => Err(Fail(libc::EEXIST)),
+            // It follows something that the stack does not have any more.
+            Some(Found::Entry(..)) => {
+                Ok(Some(InTheWay::Follower([&self.path_of(dir), &b"/"[..], name].concat())))
+            }
+        }
     }
 
     /// Makes the file itself, with its owner, mode and marks.
-    fn bear(&self, dir: impl AsFd, name: &[u8], birth: &Birth<'_>, marks: &Marks) -> Answer<Option<File>> {
+    fn bear(&self, dir: impl AsFd, name: &[u8], birth: &Birth<'_>, marks: &Marks) -> Answer<Born> {
         let user = self.writable()?;
         let dir = dir.as_fd();
-        let mut open = None;
+        let mut file = None;
         match birth.what {
-            Make::File => open = Some(sys::create_at(dir, name, birth.mode)?),
+            Make::File => file = Some(sys::create_at(dir, name, birth.mode)?),
             Make::Special(_, _) if marks.null_device => drop(sys::create_at(dir, name, birth.mode)?),
             Make::Dir => sys::mkdir_at(dir, name, birth.mode)?,
             Make::Symlink(target) => sys::symlink_at(target, dir, name)?,
             Make::Special(format, rdev) => sys::mknod_at(dir, name, format | birth.mode, rdev)?,
         }
-        let finish = || -> Answer<()> {
-            let handle = match &open {
-                Some(file) => OwnedFd::from(file.try_clone()?),
-                None => sys::open_at(dir, name, Open::Path)?,
+        let finish = || -> Answer<Stat> {
+            let opened;
+            let handle = match &file {
+                Some(file) => file.as_fd(),
+                None => {
+                    opened = sys::open_at(dir, name, Open::Path)?;
+                    opened.as_fd()
+                }
             };
-            let born = sys::stat(&handle)?;
+            let born = sys::stat(handle)?;
             let mut chowned = false;
             if born.uid != birth.uid || born.gid != birth.gid {
-                match sys::chown(&handle, Some(birth.uid), Some(birth.gid)) {
+                match sys::chown(handle, Some(birth.uid), Some(birth.gid)) {
                     Err(e) if e.raw_os_error() == Some(libc::EPERM) && !crate::sys::process::is_root() => {}
                     r => r?,
                 }
@@ -187,49 +231,49 @@ impl View {
             let bits = birth.mode & 0o6000 | if birth.setgid { libc::S_ISGID } else { 0 };
             let lost = birth.mode & 0o7000 != born.mode & 0o7000;
             if born.format() != libc::S_IFLNK && (bits != 0 && chowned || lost || birth.setgid) {
-                sys::chmod(&handle, born.mode & 0o777 | birth.mode & 0o7000 | bits)?;
+                sys::chmod(handle, born.mode & 0o777 | birth.mode & 0o7000 | bits)?;
             }
             if marks.opaque {
-                user.marks.set_overlay(&handle, "opaque", b"y")?;
+                user.marks.set_overlay(handle, "opaque", b"y")?;
             }
             if marks.null_device {
-                user.marks.set_own(&handle, "rdev", b"c")?;
+                user.marks.set_own(handle, "rdev", b"c")?;
             }
-            Ok(())
+            Ok(born)
         };
-        if let Err(e) = finish() {
-            let _ = sys::remove_all_at(dir, name);
-            return Err(e);
+        match finish() {
+            Ok(stat) => Ok(Born { file, stat }),
+            Err(e) => {
+                let _ = sys::remove_all_at(dir, name);
+                Err(e)
+            }
         }
-        Ok(open)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn move_into_place(
         &self,
-        made: Answer<Option<File>>,
         from: impl AsFd,
         temporary: &[u8],
         to: &OwnedFd,
         name: &[u8],
-        whiteout: bool,
+        in_the_way: &Option<InTheWay>,
         birth: &Birth<'_>,
-    ) -> Answer<Option<File>> {
+    ) -> Answer<()> {
+        let user = self.writable()?;
         let from = from.as_fd();
-        let file = made?;
+        let rename = |how| sys::rename_at(from, temporary, to, name, how);
         // A directory cannot replace a whiteout (it is a device); they change places.
-        let exchange = whiteout && matches!(birth.what, Make::Dir);
-        let how = match (whiteout, exchange) {
-            (_, true) => Rename::Exchange,
-            (true, _) => Rename::Replace,
-            _ => Rename::NoReplace,
+        let exchange = matches!((in_the_way, birth.what), (Some(InTheWay::Whiteout), Make::Dir));
+        let moved = match in_the_way {
+            Some(InTheWay::Whiteout) if exchange => rename(Rename::Exchange),
+            Some(InTheWay::Whiteout) => rename(Rename::Replace),
+            Some(InTheWay::Follower(path)) => user.displace(to, name, path, || rename(Rename::NoReplace)),
+            None => rename(Rename::NoReplace),
         };
-        let moved = sys::rename_at(from, temporary, to, name, how);
         if exchange || moved.is_err() {
             let _ = sys::remove_all_at(from, temporary);
         }
-        moved?;
-        Ok(file)
+        Ok(moved?)
     }
 
     /// What the stack has at a name in a directory. The caller holds `names`.
@@ -242,67 +286,102 @@ impl View {
 
     /// Removes a name that is not a directory's.
     pub fn unlink(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<()> {
-        let user = self.writable()?;
-        let dir = self.node(pin, parent)?;
-        let node = self.prepare_removal(pin, &dir, name)?;
-        if node.is_dir() {
-            return Err(Fail(libc::EISDIR));
-        }
-        let _names = self.names.write();
-        self.may_lose_names(&dir)?;
-        let ghost = self.attributes(pin, &node)?;
-        let to = self.upper_dir(&dir)?;
-        let below = self.below(pin, &dir, name)?.is_some();
-        let kept = self.keep(&node)?;
-        match user.marks.probe(&*to, name)? {
-            Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, false)?,
-            Some(Found::Entry(..)) => sys::unlink_at(&*to, name)?,
-            Some(Found::Whiteout) => return Err(Fail(libc::ENOENT)),
-            None if below && planted("unlink-without-whiteout") => {}
-            None if below => user.whiteout(&*to, name)?,
-            None => return Err(Fail(libc::ENOENT)),
-        }
-        self.touched(&dir)?;
-        self.name_removed(&node, &dir, name, ghost, kept);
-        Ok(())
+        self.remove(pin, parent, name, false)
     }
 
     /// Removes an empty directory.
     pub fn rmdir(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<()> {
+        self.remove(pin, parent, name, true)
+    }
+
+    fn remove(&self, pin: &Pin, parent: u64, name: &[u8], is_dir: bool) -> Answer<()> {
         let user = self.writable()?;
         let dir = self.node(pin, parent)?;
-        {
-            // Before anything is brought up for a removal that cannot be.
-            let _names = self.names.read();
+        for _ in 0..16 {
+            let names = self.names.write();
             let node = self.child(pin, &dir, name)?.ok_or(Fail(libc::ENOENT))?;
-            if node.is_dir() && !self.is_empty_dir(pin, &node)? {
+            match (is_dir, node.is_dir()) {
+                (true, false) => return Err(Fail(libc::ENOTDIR)),
+                (false, true) => return Err(Fail(libc::EISDIR)),
+                _ => {}
+            }
+            self.may_lose_names(&dir)?;
+            // Before anything is brought up for a removal that cannot be.
+            if is_dir && !self.is_empty_dir(pin, &node)? {
                 return Err(Fail(libc::ENOTEMPTY));
             }
+            if dir.state().upper.is_none() || is_lower_link(&node) {
+                drop(names);
+                self.prepare_removal(pin, &dir, name)?;
+                continue;
+            }
+            if is_dir {
+                // It is empty: that need not be counted for its last attributes.
+                node.state().subdirs = Some((pin.0.number, 0));
+            }
+            let ghost = self.attributes(pin, &node)?;
+            let to = self.upper_dir(&dir)?;
+            let below = self.below(pin, &dir, name)?.is_some();
+            let kept = self.keep(&node)?;
+            self.take_away(user, &node, &to, name, below)?;
+            if is_dir {
+                user.drop_dir(node.id);
+                self.subdirs_changed(&dir, -1);
+            }
+            self.touched(&dir)?;
+            self.name_removed(&node, &dir, name, ghost, kept);
+            return Ok(());
         }
-        let node = self.prepare_removal(pin, &dir, name)?;
-        if !node.is_dir() {
-            return Err(Fail(libc::ENOTDIR));
+        Err(Fail(libc::EBUSY))
+    }
+
+    /// Whether nothing can be seen in a directory. Says no at the first name, and asks the disk about none that is a
+    /// link to the shared whiteout. The caller holds `names`.
+    fn is_empty_dir(&self, pin: &Pin, node: &Arc<Node>) -> Answer<bool> {
+        let lower = self.lower(pin, node)?;
+        let (has_upper, gone) = {
+            let state = node.state();
+            (state.upper.is_some(), state.gone)
+        };
+        if gone {
+            return Ok(true);
         }
-        let _names = self.names.write();
-        self.may_lose_names(&dir)?;
-        if !self.is_empty_dir(pin, &node)? {
-            return Err(Fail(libc::ENOTEMPTY));
+        let count = lower.as_ref().map_or(Ok(0), Lower::count)?;
+        let Some(user) = self.user.as_ref().filter(|_| has_upper) else { return Ok(count == 0) };
+        let mut hidden = HashSet::new();
+        for (name, format, ino) in sys::list_numbered(self.upper_dir(node)?.as_fd())? {
+            if format == libc::S_IFDIR {
+                return Ok(false);
+            }
+            if !user.is_shared_whiteout(format, ino) && self.child(pin, node, &name)?.is_some() {
+                return Ok(false);
+            }
+            hidden.insert(name);
         }
-        let ghost = self.attributes(pin, &node)?;
-        let to = self.upper_dir(&dir)?;
-        let below = self.below(pin, &dir, name)?.is_some();
-        let kept = self.keep(&node)?;
-        match user.marks.probe(&*to, name)? {
-            Some(Found::Entry(..)) if below => user.replace_by_whiteout(&*to, name, true)?,
-            Some(Found::Entry(..)) => user.remove_dir(&*to, name)?,
-            Some(Found::Whiteout) => return Err(Fail(libc::ENOENT)),
-            None if below => user.whiteout(&*to, name)?,
-            None => return Err(Fail(libc::ENOENT)),
+        let Some(lower) = lower.filter(|_| count > 0) else { return Ok(true) };
+        Ok(count <= hidden.len() && lower.children()?.iter().all(|child| hidden.contains(&child.name)))
+    }
+
+    /// Takes a name out of the user layer and hides what is below it.
+    fn take_away(&self, user: &UserLayer, node: &Node, to: &OwnedFd, name: &[u8], below: bool) -> Answer<()> {
+        if below && node.state().upper.is_none() {
+            if planted("unlink-without-whiteout") {
+                return Ok(());
+            }
+            match user.whiteout(to, name) {
+                // Something that follows the stack and shows nothing.
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                r => return Ok(r?),
+            }
         }
-        user.drop_dir(node.id);
-        self.touched(&dir)?;
-        self.subdirs_changed(&dir, -1);
-        self.name_removed(&node, &dir, name, ghost, kept);
+        match user.marks.probe(to, name)? {
+            Some(Found::Entry(stat, _)) if below => {
+                user.replace_by_whiteout(to, name, node.is_dir() || stat.is_dir())?
+            }
+            Some(Found::Entry(..)) if node.is_dir() => user.remove_dir(to, name)?,
+            Some(Found::Entry(..)) => sys::unlink_at(to, name)?,
+            Some(Found::Whiteout) | None => return Err(Fail(libc::ENOENT)),
+        }
         Ok(())
     }
 
@@ -314,11 +393,7 @@ impl View {
             self.child(pin, dir, name)?.ok_or(Fail(libc::ENOENT))?
         };
         self.copy_up_dir(pin, dir)?;
-        let linked = {
-            let state = node.state();
-            !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(Lower::is_linked)
-        };
-        if linked {
+        if is_lower_link(&node) {
             self.copy_up(pin, &node, Depth::Attributes)?;
         }
         Ok(node)
@@ -385,22 +460,23 @@ impl View {
         if dir.state().gone {
             return Err(Fail(libc::ENOENT));
         }
-        if self.child(pin, &dir, name)?.is_some() {
-            return Err(Fail(libc::EEXIST));
-        }
-        self.takes_number(&node)?;
         let to = self.upper_dir(&dir)?;
+        let below = self.below(pin, &dir, name)?.is_some();
+        let in_the_way = self.free_name(pin, &dir, &to, name, below)?;
+        self.takes_number(&node)?;
         let handle = self.upper_handle(&node)?;
-        match user.marks.probe(&*to, name)? {
+        match in_the_way {
             None => sys::link_fd(&handle, &*to, name)?,
-            Some(found) => {
-                if let Found::Entry(..) = found {
-                    let path = [&self.path_of(&dir), &b"/"[..], name].concat();
-                    user.set_aside(&*to, name, &path)?;
-                }
+            Some(in_the_way) => {
                 let temporary = user.temporary_name();
                 sys::link_fd(&handle, &user.work, &temporary)?;
-                let moved = sys::rename_at(&user.work, &temporary, &*to, name, Rename::Replace);
+                let rename = |how| sys::rename_at(&user.work, &temporary, &*to, name, how);
+                let moved = match in_the_way {
+                    InTheWay::Whiteout => rename(Rename::Replace),
+                    InTheWay::Follower(path) => {
+                        user.displace(&*to, name, &path, || rename(Rename::NoReplace))
+                    }
+                };
                 if moved.is_err() {
                     let _ = sys::unlink_at(&user.work, &temporary);
                 }
@@ -618,8 +694,9 @@ impl View {
                     sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
                 }
                 Some(Found::Entry(..)) => {
-                    user.set_aside(&*to, m.new, &self.path_of(&m.a))?;
-                    sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
+                    user.displace(&*to, m.new, &self.path_of(&m.a), || {
+                        sys::rename_at(&*from, m.name, &*to, m.new, leave)
+                    })?;
                 }
                 None => sys::rename_at(&*from, m.name, &*to, m.new, leave)?,
             }
@@ -664,6 +741,12 @@ impl View {
         node.remove_name(d1.id, name);
         node.add_name(d2, new);
     }
+}
+
+/// Whether it is one of several hard links of the stack that are not in the user layer.
+fn is_lower_link(node: &Node) -> bool {
+    let state = node.state();
+    !node.is_dir() && state.upper.is_none() && state.lower.as_ref().is_some_and(Lower::is_linked)
 }
 
 /// One rename, found and prepared.

@@ -91,6 +91,9 @@ pub struct State {
     pub unseen: bool,
     /// Its capabilities were removed, and nothing was asked for since.
     pub capability_removed: bool,
+    /// It was made as a plain file, and nobody has given it capabilities: they need not be looked for, as the kernel
+    /// asks at each first write.
+    pub incapable: bool,
     /// Subdirectories of a merged directory, and the generation in which they were counted.
     pub subdirs: Option<(u64, u32)>,
 }

@@ -337,7 +337,7 @@ impl View {
     }
 
     /// The node of an entry of the user layer; `None` where it follows something that is not there.
-    fn upper_child(
+    pub(crate) fn upper_child(
         &self,
         pin: &Pin,
         dir: &Arc<Node>,

@@ -43,6 +43,8 @@ pub struct UserLayer {
     aside: OwnedFd,
     dirs: Mutex<LruCache<u64, Arc<OwnedFd>>>,
     counter: AtomicU64,
+    /// The host's inode number of the shared whiteout that this program made; 0: none.
+    whiteout: AtomicU64,
     /// What keeps the objects that its marks name; none where it lies over plain directories.
     ledger: Option<Desktop>,
     pins: Mutex<HashSet<Digest>>,
@@ -139,6 +141,7 @@ impl UserLayer {
             aside,
             dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
             counter: AtomicU64::new(0),
+            whiteout: AtomicU64::new(0),
             ledger: Some(desktop.clone()),
             pins: Mutex::new(desktop.pins()?.into_iter().collect()),
             _busy: busy,
@@ -171,6 +174,7 @@ impl UserLayer {
             aside,
             dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
             counter: AtomicU64::new(0),
+            whiteout: AtomicU64::new(0),
             ledger: None,
             pins: Mutex::default(),
             _busy: busy,
@@ -319,15 +323,26 @@ impl UserLayer {
         for _ in 0..2 {
             match sys::link_at(&self.work, SHARED, dir.as_fd(), name) {
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(e) if e.raw_os_error() == Some(libc::EMLINK) => sys::unlink_at(&self.work, SHARED)?,
+                Err(e) if e.raw_os_error() == Some(libc::EMLINK) => {
+                    // Its number may be given away once its links are gone.
+                    self.whiteout.store(0, Ordering::Relaxed);
+                    sys::unlink_at(&self.work, SHARED)?;
+                }
                 r => return r,
             }
             match sys::mknod_at(&self.work, SHARED, libc::S_IFCHR, (0, 0)) {
-                Err(e) if e.raw_os_error() != Some(libc::EEXIST) => return Err(e),
-                _ => {}
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(e) => return Err(e),
+                Ok(()) => self.whiteout.store(sys::stat_at(&self.work, SHARED)?.ino, Ordering::Relaxed),
             }
         }
         sys::mknod_at(dir, name, libc::S_IFCHR, (0, 0))
+    }
+
+    /// Whether a directory's entry of that type and inode number is a link to the shared whiteout; one that is not may
+    /// be a whiteout all the same.
+    pub fn is_shared_whiteout(&self, format: u32, ino: u64) -> bool {
+        format == libc::S_IFCHR && ino != 0 && self.whiteout.load(Ordering::Relaxed) == ino
     }
 
     /// Puts a whiteout in the place of whatever stands at `name`, which is removed; both at once.
@@ -358,19 +373,38 @@ impl UserLayer {
 
     /// Moves what stands in the way out of the user layer, into `set-aside/`, under a name made of its path.
     pub fn set_aside(&self, dir: impl AsFd, name: &[u8], path: &[u8]) -> io::Result<()> {
+        self.displace(dir, name, path, || Ok(()))
+    }
+
+    /// As [`UserLayer::set_aside`], for something that `then` puts in its place: where that fails, it is brought back.
+    pub fn displace(
+        &self,
+        dir: impl AsFd,
+        name: &[u8],
+        path: &[u8],
+        then: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut flat: Vec<u8> = path.iter().map(|c| if *c == b'/' { b'%' } else { *c }).collect();
         flat.truncate(180);
         flat.extend_from_slice(
             format!(".{}.{}", sys::Time::now().sec, self.counter.fetch_add(1, Ordering::Relaxed)).as_bytes(),
         );
-        match sys::rename_at(dir.as_fd(), name, &self.aside, &flat, Rename::NoReplace) {
+        let mut home = &self.aside;
+        match sys::rename_at(dir.as_fd(), name, home, &flat, Rename::NoReplace) {
             Err(e) if e.raw_os_error() == Some(libc::EXDEV) => {
                 // The user layer lies elsewhere: it stays beside it.
-                let kept = [b"aside-", &flat[..]].concat();
-                sys::rename_at(dir, name, &self.work, &kept, Rename::NoReplace)
+                flat = [b"aside-", &flat[..]].concat();
+                home = &self.work;
+                sys::rename_at(dir.as_fd(), name, home, &flat, Rename::NoReplace)?;
             }
-            r => r,
+            r => r?,
         }
+        let result = then();
+        if result.is_err() {
+            // Something may stand there all the same; then it stays where it is kept.
+            let _ = sys::rename_at(home, &flat, dir, name, Rename::NoReplace);
+        }
+        result
     }
 
     /// Makes sure that the ledger on disk names a version, before a mark is made that needs its objects.
@@ -404,6 +438,26 @@ mod tests {
     use super::*;
     use crate::store::Store;
     use crate::store::desktops::Choice;
+
+    #[test]
+    fn what_stood_in_the_way_comes_back_when_nothing_takes_its_place() {
+        let dir = std::env::temp_dir().join(format!("reroot-displaced-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let store = Store::open(&dir).unwrap();
+        let choice = Choice { version: Digest::of(b""), tag: None };
+        let desktop = store.create_desktop("d", "i", choice, None, Default::default()).unwrap();
+        let user = desktop.user_layer().unwrap();
+        let layer = UserLayer::open(&desktop, 0).unwrap();
+        let aside = || std::fs::read_dir(desktop.dir().join("set-aside")).unwrap().count();
+        std::fs::write(user.join("a"), "follower").unwrap();
+        let full = || Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        let failed = layer.displace(&*layer.top, b"a", b"a", full).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!((std::fs::read(user.join("a")).unwrap(), aside()), (b"follower".to_vec(), 0));
+        layer.displace(&*layer.top, b"a", b"a", || std::fs::write(user.join("a"), "new")).unwrap();
+        assert_eq!((std::fs::read(user.join("a")).unwrap(), aside()), (b"new".to_vec(), 1));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 
     #[test]
     fn a_hard_link_group_whose_copy_up_was_cut_off_is_whole_after_the_next_open() {

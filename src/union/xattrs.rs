@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use super::attributes::CAPABILITY;
 use super::copyup::Depth;
 use super::lower::Lower;
 use super::marks::{ACCESS_ACL, Changed, DEFAULT_ACL};
@@ -45,10 +46,19 @@ impl View {
             });
         }
         let user = self.user.as_ref().ok_or(Fail(libc::EIO))?;
-        if self.is_unreachable(node) {
+        if self.is_unreachable(node) || (name == CAPABILITY && node.state().incapable) {
             return Ok(None);
         }
         Ok(xattr::get(self.upper_handle(node)?, &user.marks.escape(name))?)
+    }
+
+    /// The default ACL of a directory, without asking the disk: its marks keep the user's. The caller holds `names`.
+    pub(crate) fn default_acl(&self, pin: &Pin, dir: &Arc<Node>) -> Answer<Option<Vec<u8>>> {
+        let lower = self.lower(pin, dir)?;
+        match &lower {
+            Some(l) if self.is_below(dir, &lower, DEFAULT_ACL) => Ok(l.xattr(DEFAULT_ACL)?),
+            _ => Ok(dir.state().upper.as_ref().and_then(|m| m.default_acl.clone())),
+        }
     }
 
     /// Those of a file without a name whose part in the user layer is another's now.
@@ -64,7 +74,7 @@ impl View {
     }
 
     /// Whether an attribute is the stack's (or nobody's) and not the user's.
-    fn is_below(&self, node: &Node, lower: &Option<Lower>, name: &[u8]) -> bool {
+    pub(crate) fn is_below(&self, node: &Node, lower: &Option<Lower>, name: &[u8]) -> bool {
         match &node.state().upper {
             None => true,
             Some(marks) => match &marks.follows {
@@ -152,6 +162,9 @@ impl View {
             // The host derives the mode from the ACL and the mode that it has.
             crate::sys::fs::chmod(&handle, mode.mode)?;
         }
+        if name == CAPABILITY {
+            node.state().incapable = false;
+        }
         xattr::set(&handle, &user.marks.escape(name), value, Set::Any)?;
         if name == ACCESS_ACL && caller.uid != 0 && mode.mode & libc::S_ISGID != 0 && !caller.is_in(mode.gid)
         {
@@ -166,7 +179,7 @@ impl View {
         self.writable()?;
         check_name(name)?;
         let node = self.node(pin, id)?;
-        node.state().capability_removed = name == super::attributes::CAPABILITY;
+        node.state().capability_removed = name == CAPABILITY;
         {
             let _names = self.names.read();
             self.may_set_attributes(&node)?;
@@ -183,6 +196,10 @@ impl View {
         let _names = self.names.read();
         self.still_shown(&node, false)?;
         let handle = self.upper_handle(&node)?;
+        if name == ACCESS_ACL && self.follows(&node) {
+            // The mode is the user's with it.
+            crate::sys::fs::chmod(&handle, self.attributes(pin, &node)?.mode)?;
+        }
         match xattr::remove(&handle, &user.marks.escape(name)) {
             Err(e) if e.raw_os_error() != Some(libc::ENODATA) => return Err(e.into()),
             _ => {}
