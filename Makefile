@@ -41,7 +41,7 @@ test:
 soak:
 	./scripts/setup test
 	REROOT_CRASHES=5000 REROOT_POWER_CUTS=300 REROOT_FSX_SEEDS=20 REROOT_EXERCISES=40 \
-	  ./scripts/test --test crash --test suites --test weather
+	  ./scripts/test --test crash --test blocks --test suites --test weather
 	REROOT_MODEL_FIRST=$(FIRST) REROOT_MODEL_SEQUENCES=$(SEQUENCES) ./scripts/test --test model -- --nocapture --include-ignored
 
 bench: build

@@ -166,11 +166,19 @@ pub fn status(ui: &Ui, store: &Store, args: &Named) -> Done {
             None
         }
     };
+    let missing = match daemon::missing(store, &about.desktop) {
+        Ok(missing) => Some(missing),
+        Err(e) => {
+            ui.note(format!("what is still to be copied is not known: {e}"));
+            None
+        }
+    };
     ui.answer(
         || {
             let mut out = about.json();
             if let Some(out) = out.as_object_mut() {
                 out.insert("user_layer_bytes".into(), json!(bytes));
+                out.insert("copying".into(), json!(missing));
             }
             out
         },
@@ -191,6 +199,9 @@ pub fn status(ui: &Ui, store: &Store, args: &Named) -> Done {
             }
             let bytes = bytes.map_or(String::new(), |b| format!(", {}", size(b)));
             fact("user layer", format!("{}{bytes}", about.user_layer));
+            if let Some(missing) = missing.as_ref().filter(|m| m.files > 0) {
+                fact("copying", copying_text(missing));
+            }
             fact("created", about.policy.created.clone());
             for (key, value) in &about.policy.labels {
                 fact("label", format!("{key}={value}"));
@@ -198,6 +209,17 @@ pub fn status(ui: &Ui, store: &Store, args: &Named) -> Done {
         },
     )?;
     Ok(0)
+}
+
+/// What is still to be copied, for people.
+fn copying_text(missing: &daemon::Missing) -> String {
+    let files = super::table::count(missing.files, "file");
+    let bytes = missing.bytes.map_or(String::new(), |b| format!(", {}", size(b)));
+    match (&missing.stuck, missing.bytes) {
+        (Some(why), _) => format!("{files}{bytes}; held up: {why}"),
+        (None, Some(_)) => format!("{files}{bytes} to go"),
+        (None, None) => format!("{files}; the next mount goes on with it"),
+    }
 }
 
 pub fn rm(ui: &Ui, store: &Store, args: &Rm) -> Done {

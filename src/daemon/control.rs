@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::session::Running;
-use super::{SwapReport, SwapRequest, swap};
+use super::{Missing, SwapReport, SwapRequest, swap};
 use crate::error::{Doing, Error, Result};
 use crate::store::{Digest, Store};
 use crate::sys::process;
@@ -25,6 +25,10 @@ pub enum Ask {
     Sync,
     /// What the daemon holds.
     Figures,
+    /// What is still to be copied.
+    Missing,
+    /// Copy that now.
+    Complete,
 }
 
 /// What is answered.
@@ -40,6 +44,8 @@ pub enum Told {
         /// Nodes in memory.
         nodes: u64,
     },
+    /// What is still to be copied.
+    Missing(Missing),
     /// It failed: the kind of the error and its message.
     Failed {
         /// See [`Error::kind`].
@@ -130,6 +136,18 @@ fn answer(stream: &UnixStream, running: &Running) -> Result<()> {
         Ok(Ask::Sync) => match running.view.sync() {
             Ok(()) => Told::Done,
             Err(e) => failed(&Error::Io("syncing".into(), std::io::Error::from_raw_os_error(e.0))),
+        },
+        Ok(Ask::Missing) => {
+            let found = running.view.missing();
+            let words = |errno| crate::error::words(&std::io::Error::from_raw_os_error(errno));
+            let (bytes, stuck) = (Some(found.bytes), found.stuck.map(words));
+            Told::Missing(Missing { files: found.files, bytes, stuck })
+        }
+        Ok(Ask::Complete) => match running.view.complete_all() {
+            Ok(()) => Told::Done,
+            Err(e) => {
+                failed(&Error::Io("copying what is missing".into(), std::io::Error::from_raw_os_error(e.0)))
+            }
         },
         Ok(Ask::Figures) => Told::Figures { nodes: running.view.known_nodes() as u64 },
         Err(e) => failed(&Error::Usage(format!("a request that is not understood: {e}"))),

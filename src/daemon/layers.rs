@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::control::{Ask, ask};
-use super::{CommitRequest, Committed, Settled, UserChange};
+use super::control::{Ask, Told, ask};
+use super::{CommitRequest, Committed, Missing, Settled, UserChange};
 use crate::error::{Doing, Error, Result};
 use crate::layer::model::{Draft, InodeId, ROOT, join};
 use crate::layer::stack::{Words, checked_tree, publish_version};
@@ -15,8 +15,9 @@ use crate::store::desktops::{Choice, Desktop, State};
 use crate::store::objects::Intake;
 use crate::store::{Digest, Progress, Store, audit};
 use crate::sys::fs as sys;
+use crate::union::completion::Pieces;
 use crate::union::lower::{Objects, Stack, Tree};
-use crate::union::survey::{lay_over, letters, open_for_reading};
+use crate::union::survey::{digest_of, lay_over, letters, open_for_reading, open_partial};
 use crate::union::upper::UserLayer;
 use crate::union::{Data, Library, Settings, View};
 
@@ -41,9 +42,7 @@ pub fn changes(store: &Store, desktop: &Desktop) -> Result<Vec<UserChange>> {
         if below.is_none_or(|n| !n.is_file() || n.size != stat.size) {
             return Ok(Digest::of(path));
         }
-        let shown = String::from_utf8_lossy(path);
-        let file = open_for_reading(handle).at("reading", &*shown)?;
-        Ok(Digest::of_reader(file).at("reading", &*shown)?.0)
+        digest_of(store, handle)
     };
     let new = lay_over(store, &tree, &desktop.user_layer()?, &mut own)?;
     let change = |(raw, letter): (Vec<u8>, char)| UserChange {
@@ -59,6 +58,18 @@ pub fn user_layer_bytes(dir: &Path) -> Result<u64> {
     let top = sys::open_dir(dir).at("opening the user layer", dir)?;
     let own = sys::stat(&top).at("reading the user layer", dir)?.blocks * 512;
     Ok(sys::disk_usage(top).at("reading the user layer", dir)?.saturating_sub(own))
+}
+
+/// What is still to be copied of files that were copied up in pieces. Without a running mount only their number is known.
+pub fn missing(store: &Store, desktop: &Desktop) -> Result<Missing> {
+    if let Some(entry) = store.mounted(&desktop.name)?
+        && let Told::Missing(missing) = ask(&entry.socket, &Ask::Missing)?
+    {
+        return Ok(missing);
+    }
+    let work = desktop.work_dir()?;
+    let files = crate::union::completion::entries(&work).at("reading", &work)?;
+    Ok(Missing { files, ..Missing::default() })
 }
 
 /// Claims a desktop that must not be mounted.
@@ -84,7 +95,8 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     let tree = Tree::open(store, &state.current.version)?;
     let user = UserLayer::open(desktop, libc::MOUNT_ATTR_NOATIME)?;
     let objects = Objects::open(store)?;
-    let settings = Settings { read_only: false, data: Data::Coherent, metacopy: true };
+    let pieces = Pieces { from: u64::MAX, ..Pieces::default() };
+    let settings = Settings { read_only: false, data: Data::Coherent, metacopy: true, pieces };
     let io = |e: crate::union::Fail| {
         Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0))
     };
@@ -126,6 +138,7 @@ pub fn commit(
     if claim.is_none()
         && let Some(entry) = store.mounted(&desktop.name)?
     {
+        ask(&entry.socket, &Ask::Complete)?;
         ask(&entry.socket, &Ask::Sync)?;
     }
     let state = shown_state(store, desktop)?;
@@ -143,10 +156,17 @@ pub fn commit(
         let shown = String::from_utf8_lossy(path).into_owned();
         let file = open_for_reading(handle).at("reading", &shown)?;
         let advance = |n| progress.advance(0, n);
-        let added = intake.add_file(&file, stat.size, &advance)?;
+        let partial = open_partial(store, handle)?;
+        let in_pieces = partial.is_some();
+        let added = match partial {
+            Some(merged) => intake.add_reader(merged, &advance)?,
+            None => intake.add_file(&file, stat.size, &advance)?,
+        };
         let now = sys::stat(&file).at("reading", &shown)?;
         let (digest, size) = added.at("reading", &shown)?;
-        if (now.size, now.mtime, now.ctime) != (stat.size, stat.mtime, stat.ctime) || size != stat.size {
+        // The daemon's own copying moves the one time that nobody can set.
+        let changed = now.ctime != stat.ctime && !in_pieces;
+        if (now.size, now.mtime) != (stat.size, stat.mtime) || changed || size != stat.size {
             return Err(Error::Failed(format!(
                 "{shown} changed while it was read; commit again, or unmount first"
             )));

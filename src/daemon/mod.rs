@@ -19,7 +19,7 @@ use crate::store::Digest;
 use crate::store::desktops::Choice;
 
 pub use crate::union::swap::{Case, Conflict};
-pub use layers::{changes, commit, settle, user_layer_bytes};
+pub use layers::{changes, commit, missing, settle, user_layer_bytes};
 pub use life::{detach_lazily, mount, remount, serve, unmount, unmount_path};
 pub use options::MountOptions;
 pub use swap::swap;
@@ -129,6 +129,17 @@ pub struct UserChange {
     pub path: String,
     /// As in a difference of versions: A, M, m, D, T.
     pub letter: char,
+}
+
+/// What is still to be copied of files that were copied up in pieces.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Missing {
+    /// Files.
+    pub files: u64,
+    /// Bytes, where a daemon knows them.
+    pub bytes: Option<u64>,
+    /// Why the daemon cannot go on just now.
+    pub stuck: Option<String>,
 }
 
 /// What `settle` did.

@@ -24,6 +24,7 @@ use crate::store::mounts::{MountClaim, MountEntry};
 use crate::store::{Digest, Store};
 use crate::sys::lock::Lock;
 use crate::sys::{mount, process};
+use crate::union::completion::Pieces;
 use crate::union::directories::Directories;
 use crate::union::lower::{Objects, Stack, Tree};
 use crate::union::marks::Namespace;
@@ -90,6 +91,21 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// How files are copied up in pieces. For tests, which have small ones and draw the time out, `REROOT_PIECES` says it as
+/// `BYTES:MILLISECONDS`. Over plain directories none is: others read the upper directory too.
+fn pieces(request: &MountRequest) -> Pieces {
+    let usual = Pieces::default();
+    if matches!(request.subject, Subject::Directories(_)) {
+        return Pieces { from: u64::MAX, ..usual };
+    }
+    let asked = || {
+        let text = std::env::var("REROOT_PIECES").ok()?;
+        let (from, grace) = text.split_once(':')?;
+        Some(Pieces { from: from.parse().ok()?, grace: Duration::from_millis(grace.parse().ok()?) })
+    };
+    asked().unwrap_or(usual)
 }
 
 /// The id under which a mount claims its place.
@@ -178,6 +194,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
             DataMode::Coherent => Data::Coherent,
         },
         metacopy: shown.metacopy,
+        pieces: pieces(request),
     };
     if !shown.sealed {
         log::warn!(
@@ -188,6 +205,12 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let view = View::new(shown.library, shown.user, shown.stack, shown.generation, settings)
         .map_err(|e| Error::Io("opening the view".into(), std::io::Error::from_raw_os_error(e.0)))?;
     let view = Arc::new(view);
+    // Before anybody asks what is still to be copied.
+    if !settings.read_only
+        && let Err(e) = view.recall()
+    {
+        log::error!("finding the files that are still to be copied: error {}", e.0);
+    }
 
     let socket = control::socket_path(&store, &id)?;
     let entry = MountEntry {
@@ -236,11 +259,18 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     };
     // A thread of its own, since it copies contents, and notices must not wait for that.
     let copier = {
-        let (view, ended) = (view.clone(), ended.clone());
+        let (view, ended, copies) = (view.clone(), ended.clone(), !settings.read_only);
         let copy = move || {
-            while !settings.metacopy && !ended.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(100));
-                view.finish();
+            if settings.metacopy {
+                process::yield_to_others();
+            }
+            while !ended.load(Ordering::Relaxed) {
+                if !settings.metacopy {
+                    view.finish();
+                }
+                if !copies || !view.complete_some(false) {
+                    thread::sleep(Duration::from_millis(100));
+                }
             }
         };
         thread::Builder::new().name("copier".into()).spawn(copy).doing("starting")?

@@ -95,7 +95,7 @@ fn plan(store: &Store, desktop: &Desktop, state: &State, request: &SwapRequest) 
     let new = Tree::open(store, &target.version)?;
     let changes = diff::diff(&old.index, &new.index)?;
     objects_are_there(store, &new, &changes)?;
-    let conflicts = conflicts(&desktop.user_layer()?, &changes, &new)?;
+    let conflicts = conflicts(store, &desktop.user_layer()?, &changes, &new)?;
     let real = conflicts.iter().filter(|c| c.case != Case::EqualToTarget).count();
     if request.strict && real > 0 && !request.dry_run {
         let list: Vec<String> =

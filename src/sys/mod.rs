@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod fs;
+pub mod handle;
 pub mod inode_flags;
 pub mod lock;
 pub mod map;

@@ -57,6 +57,21 @@ pub fn clear_umask() {
     rustix::process::umask(rustix::fs::Mode::empty());
 }
 
+/// Lets everybody else go before this thread: for work that nobody waits for. Its disk accesses come when the disk has
+/// nothing else to do, where the disk's scheduler knows of that.
+pub fn yield_to_others() {
+    // `IOPRIO_WHO_PROCESS`, and `IOPRIO_CLASS_IDLE` in its place.
+    const WHO: libc::c_int = 1;
+    const IDLE: libc::c_int = 3 << 13;
+    // Not the lowest: it holds locks for moments in which others wait.
+    const NICE: libc::c_int = 10;
+    // SAFETY: both calls take numbers only; number 0 is this thread.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+        libc::syscall(libc::SYS_ioprio_set, WHO, 0, IDLE);
+    }
+}
+
 /// Makes this process the leader of a session of its own, away from the terminal.
 pub fn new_session() -> io::Result<()> {
     rustix::process::setsid()?;

@@ -167,6 +167,13 @@ impl View {
                 None => ghost.ok_or(Fail(libc::ESTALE)),
             };
         };
+        let reachable = file.is_some() || kept.is_some() || !gone;
+        let filling = match marks.partial.filter(|_| reachable) {
+            Some(_) => self.filling(node, self.upper_handle(node)?)?,
+            None => None,
+        };
+        // While a piece of it is filled, it has not the time that it shows.
+        let still = filling.as_ref().map(|f| f.still());
         let mut stat = if let Some(file) = file {
             sys::stat(&*file)?
         } else if let Some(kept) = kept {
@@ -181,6 +188,11 @@ impl View {
             let (dir, name) = self.upper_place(node)?;
             sys::stat_at(&*dir, &name)?
         };
+        drop(still);
+        // What is not copied yet takes its place too.
+        if let Some(filling) = &filling {
+            stat.blocks = filling.blocks(stat.blocks, stat.size);
+        }
         if let Some((atime, mtime)) = marks.times {
             (stat.atime, stat.mtime) = (atime, mtime);
         }
@@ -311,7 +323,10 @@ impl View {
             }
             if change.atime.is_some() || change.mtime.is_some() {
                 let omit = SetTime::Omit;
+                let filling = self.filling(&node, &fd)?;
+                let still = filling.as_ref().map(|f| f.still());
                 sys::set_times(&fd, change.atime.unwrap_or(omit), change.mtime.unwrap_or(omit))?;
+                drop(still);
                 self.note_times(&node, &fd, change)?;
             }
             self.note_changed(&node, &fd, &changed)?;

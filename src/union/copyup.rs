@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::lower::{Content, Entry, Lower};
-use super::marks::{Changed, Marks, PinMark};
+use super::marks::{Changed, Marks, Partial, PinMark};
 use super::node::{BORN, Name, Node};
 use super::plant::planted;
 use super::swap::Notice;
@@ -283,14 +283,10 @@ impl View {
                         marks.pin = Some(content.pin_mark());
                         marks.metacopy = true;
                     }
-                    Depth::Content => {
-                        let object = self.open_content(&content)?;
-                        sys::copy_sparse(&object, &file, size, |_| Ok(()))?;
-                        sys::sync(&file, true)?;
-                    }
+                    Depth::Content => marks.partial = self.bring_content(&content, &file, xattrs)?,
                     Depth::Empty => {}
                 }
-                if marks.pin.is_some() {
+                if marks.pin.is_some() || marks.partial.is_some() {
                     user.pin_version(version)?;
                 }
                 if marks.pin.is_none() && marks.follows.is_none() {
@@ -345,6 +341,31 @@ impl View {
         Ok((open, marks))
     }
 
+    /// Brings the content into an empty file: all of it, or none yet of what is copied in pieces from now on.
+    fn bring_content(
+        &self,
+        content: &Content,
+        to: &File,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Answer<Option<Partial>> {
+        let (object, size) = (self.open_content(content)?, content.size());
+        // Filling a file takes its capabilities away for a moment, and a crash for ever.
+        let capable = xattrs.iter().any(|(name, _)| name == super::attributes::CAPABILITY);
+        if self.in_pieces(content) && !capable {
+            if sys::clone_file(to, &object).is_ok() {
+                to.set_len(size)?;
+                sys::sync(to, true)?;
+                return Ok(None);
+            }
+            if let Some(partial) = self.begin_pieces(to, content, &object)? {
+                return Ok(Some(partial));
+            }
+        }
+        sys::copy_sparse(&object, to, size, |_| Ok(()))?;
+        sys::sync(to, true)?;
+        Ok(None)
+    }
+
     /// Notes where a copied-up file was copied from.
     fn note_origin(&self, node: &Arc<Node>, fd: impl AsFd, content: &Content) -> Answer<()> {
         match content {
@@ -366,6 +387,9 @@ impl View {
         }
         if let Some(pin) = &marks.pin {
             user.marks.set_pin(fd, pin)?;
+        }
+        if let Some(partial) = &marks.partial {
+            user.marks.set_own(fd, "partial", &partial.encode())?;
         }
         if marks.null_device {
             user.marks.set_own(fd, "rdev", b"c")?;
@@ -553,10 +577,13 @@ impl View {
                         marks.times = Some(times);
                     }
                     to.set_len(0)?;
-                    if depth == Depth::Content {
-                        let object = self.open_content(&content)?;
-                        sys::copy_sparse(&object, &to, content.size(), |_| Ok(()))?;
-                        sys::sync(&to, true)?;
+                    if depth == Depth::Content
+                        && let Some(partial) = self.bring_content(&content, &to, &xattrs)?
+                    {
+                        user.pin_version(version)?;
+                        // It says nothing until the file stops following, or its pin goes.
+                        user.marks.set_own(&handle, "partial", &partial.encode())?;
+                        marks.partial = Some(partial);
                     }
                     self.note_origin(node, &handle, &content)?;
                     marks.pin = None;

@@ -202,7 +202,8 @@ impl View {
         // All open handles of an inode travel the same way: the kernel does not mix them.
         let passed = if state.passed > 0 {
             true
-        } else if state.cached > 0 || !may_pass {
+        } else if state.cached > 0 || !may_pass || state.upper.as_ref().is_some_and(|m| m.partial.is_some()) {
+            // What is not all there yet has no file whose bytes could be passed.
             false
         } else if owns {
             true
@@ -387,7 +388,11 @@ impl View {
         if planted("swap-loses-what-is-open") && handle.node.state().shown < self.pin().0.number {
             return Ok(0);
         }
-        read_full(&*self.content(&handle.node)?, offset, buf)
+        let file = self.content(&handle.node)?;
+        if let Some(filling) = self.filling(&handle.node, &*file)? {
+            return Ok(filling.read(&file, &|| self.object_of(&handle.node, &filling), offset, buf)?);
+        }
+        read_full(&*file, offset, buf)
     }
 
     /// Writes all of `data`. `kill`: who has no right to leave setuid and setgid where they are.
@@ -410,7 +415,10 @@ impl View {
         }
         let file = self.content(&handle.node)?;
         let capability = if mapped { xattr::get(&*file, CAPABILITY)? } else { None };
-        file.write_all_at(data, offset)?;
+        match self.filling(&handle.node, &*file)? {
+            Some(f) => f.write(&file, &|| self.object_of(&handle.node, &f), offset, data)?,
+            None => file.write_all_at(data, offset)?,
+        }
         if let Some(value) = capability {
             xattr::set(&*file, CAPABILITY, &value, xattr::Set::Any)?;
         }
@@ -435,7 +443,18 @@ impl View {
                 Arc::new(File::from(sys::reopen(self.upper_handle(node)?, Open::ReadWrite)?))
             }
         };
-        file.set_len(size)?;
+        match self.filling(node, &*file)? {
+            Some(filling) => {
+                filling.truncate(&file, size)?;
+                if filling.limit() == 0
+                    && let Some(marks) = &mut node.state().upper
+                {
+                    // Nothing of the object shows any more: the next open may pass.
+                    marks.partial = None;
+                }
+            }
+            None => file.set_len(size)?,
+        }
         if caller.uid != 0 {
             self.kill_privileges(pin, node, Some(caller))?;
         }
@@ -493,7 +512,10 @@ impl View {
             return Err(Fail(libc::EBADF));
         }
         let file = self.content(&handle.node)?;
-        sys::fallocate(&*file, mode, offset, len)?;
+        match self.filling(&handle.node, &*file)? {
+            Some(f) => f.allocate(&file, &|| self.object_of(&handle.node, &f), mode, offset, len)?,
+            None => sys::fallocate(&*file, mode, offset, len)?,
+        }
         if caller.uid != 0 {
             self.kill_privileges(pin, &handle.node, Some(caller))?;
         }
@@ -504,7 +526,11 @@ impl View {
     pub fn lseek(&self, fh: u64, offset: u64, hole: bool) -> Answer<u64> {
         let handle = self.handle(fh)?;
         let file = self.content(&handle.node)?;
-        sys::seek_extent(&*file, offset, hole)?.ok_or(Fail(libc::ENXIO))
+        let found = match self.filling(&handle.node, &*file)? {
+            Some(f) => f.seek(&file, &|| self.object_of(&handle.node, &f), offset, hole)?,
+            None => sys::seek_extent(&*file, offset, hole)?,
+        };
+        found.ok_or(Fail(libc::ENXIO))
     }
 
     /// Copies within the host's file system, sharing blocks where it can.
@@ -514,7 +540,34 @@ impl View {
             return Err(Fail(libc::EBADF));
         }
         let (source, target) = (self.content(&a.node)?, self.content(&b.node)?);
+        let filling = self.filling(&a.node, &*source)?;
+        if filling.is_some() || self.filling(&b.node, &*target)?.is_some() {
+            return self.copy_by_hand(from, from_at, to, to_at, len);
+        }
         Ok(sys::copy_range(&*source, from_at, &*target, to_at, len.min(1 << 30) as usize)?)
+    }
+
+    /// Copies from or to a file whose content is not all there yet. Not all of much: whoever asked goes on.
+    fn copy_by_hand(&self, from: u64, from_at: u64, to: u64, to_at: u64, len: u64) -> Answer<usize> {
+        const MOST: u64 = 8 << 20;
+        let pin = self.pin();
+        let mut buf = vec![0; len.min(1 << 20) as usize];
+        let mut done = 0;
+        while done < len.min(MOST) {
+            let want = (len.min(MOST) - done).min(buf.len() as u64) as usize;
+            let piece = buf.get_mut(..want).unwrap_or_default();
+            let copied = self.read(from, from_at + done, piece).and_then(|n| {
+                self.write(&pin, to, to_at + done, piece.get(..n).unwrap_or_default(), None, false)?;
+                Ok(n)
+            });
+            match copied {
+                Ok(0) => break,
+                Ok(n) => done += n as u64,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done as usize)
     }
 
     /// Space of the file system that the user layer is in; of what lies below for a mount without one.

@@ -78,6 +78,14 @@ impl View {
             }
             r => r?,
         }
+        if flags & (sys::FLAG_IMMUTABLE | sys::FLAG_APPEND) != 0 {
+            // After it, nothing more could be brought in.
+            let handle = {
+                let _names = self.names.read();
+                self.upper_handle(&node)?
+            };
+            self.complete_node(&node, &handle)?;
+        }
         let _copying = node.copying.lock();
         let _names = self.names.read();
         self.still_shown(&node, false)?;

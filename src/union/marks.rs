@@ -10,6 +10,7 @@
 //! | `meta` | what follows the stack | which attributes the user changed (below) |
 //! | `pin` | what the user moved | `object DIGEST SIZE`, or `dir VERSION DIGEST PATH` |
 //! | `origin` | copied-up files | `DIGEST PATH` |
+//! | `partial` | a file whose content is being copied | `DIGEST SIZE LIMIT` (see [`super::partial`]) |
 //! | `times` | a file that is being filled | its access and modification times: `SEC.NSEC SEC.NSEC` |
 //! | `rdev` | a character device 0:0 that a user made, kept as an empty file | `c` |
 //!
@@ -165,6 +166,37 @@ impl PinMark {
     }
 }
 
+/// What a file's content is being copied from, of which its holes below `limit` are still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// The object.
+    pub object: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Where it ends to count: above this, holes are holes.
+    pub limit: u64,
+}
+
+impl Partial {
+    /// The mark's value.
+    pub fn encode(&self) -> Vec<u8> {
+        format!("{} {} {}", self.object, self.size, self.limit).into_bytes()
+    }
+
+    /// Reads the mark's value.
+    pub fn decode(value: &[u8]) -> Option<Partial> {
+        let mut words = std::str::from_utf8(value).ok()?.split(' ');
+        let object = words.next()?.parse().ok()?;
+        let mut number = || words.next()?.parse::<u64>().ok();
+        let (size, limit) = (number()?, number()?);
+        (words.next().is_none() && limit <= size && size <= i64::MAX as u64).then_some(Partial {
+            object,
+            size,
+            limit,
+        })
+    }
+}
+
 /// The marks of one entry of the user layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
@@ -182,6 +214,8 @@ pub struct Marks {
     pub metacopy: bool,
     /// Its access and modification times, while it is being filled: those of the file on disk are of the filling.
     pub times: Option<(Time, Time)>,
+    /// Its content is not all there yet.
+    pub partial: Option<Partial>,
     /// The default ACL that it has on disk.
     pub default_acl: Option<Vec<u8>>,
 }
@@ -318,7 +352,9 @@ impl Namespace {
                 b"reroot.meta" if !self.plain => {
                     out.follows = Some(Changed::decode(&value()?).ok_or_else(|| damaged("meta"))?)
                 }
-                b"reroot.times" => out.times = Some(decode_times(&value()?).ok_or_else(|| damaged("times"))?),
+                // These two come and go while a file is being copied: one that was listed may be gone already.
+                b"reroot.partial" if !self.plain => out.partial = self.partial(fd.as_fd())?,
+                b"reroot.times" => out.times = self.times(fd.as_fd())?,
                 b"reroot.pin" => out.pin = Some(PinMark::decode(&value()?).ok_or_else(|| damaged("pin"))?),
                 _ => {}
             }
@@ -327,11 +363,26 @@ impl Namespace {
             let on_its_own_name = out.metacopy.then(Vec::new);
             out.pin = redirect.or(on_its_own_name).map(PinMark::Below);
         }
-        if out.pin.is_none() && out.follows.is_none() {
+        if out.pin.is_some() || out.follows.is_some() {
+            // It was about to become a file that is being copied, and is as before.
+            out.partial = None;
+        } else if out.partial.is_none() {
             // The filling was done, and only this mark was not taken away any more: the file has its own times.
             out.times = None;
         }
         Ok(out)
+    }
+
+    /// The mark of a file whose content is being copied.
+    pub fn partial(&self, fd: impl AsFd) -> io::Result<Option<Partial>> {
+        let Some(value) = xattr::get(fd, &self.own("partial"))? else { return Ok(None) };
+        Partial::decode(&value).ok_or_else(|| damaged("partial")).map(Some)
+    }
+
+    /// The times that a file has which is being filled.
+    pub fn times(&self, fd: impl AsFd) -> io::Result<Option<(Time, Time)>> {
+        let Some(value) = xattr::get(fd, &self.own("times"))? else { return Ok(None) };
+        decode_times(&value).ok_or_else(|| damaged("times")).map(Some)
     }
 
     /// Sets the mark that says what something stands on.
@@ -405,6 +456,11 @@ mod tests {
             [PinMark::Object(d, 7), PinMark::Dir(d, d, b"a b/c".to_vec()), PinMark::Dir(d, d, Vec::new())]
         {
             assert_eq!(PinMark::decode(&pin.encode()), Some(pin));
+        }
+        let partial = Partial { object: d, size: 9, limit: 7 };
+        assert_eq!(Partial::decode(&partial.encode()), Some(partial));
+        for bad in ["", "x 1 1", "7 9", "7 8 9", "9 10", "-1 0", "9 7 ", "9223372036854775808 1"] {
+            assert_eq!(Partial::decode(format!("{d} {bad}").as_bytes()), None, "{bad}");
         }
         let times = (Time { sec: -5, nsec: 999_999_999 }, Time { sec: 7, nsec: 1 });
         assert_eq!(decode_times(&encode_times(times)), Some(times));

@@ -15,10 +15,12 @@
 //!
 //! # Lock order
 //! `Node::copying` (slow: held while content is copied; a child before its ancestors) → `View::names` (short:
-//! read to use a path, write to change what paths mean) → `Node::state` → the node table. No lock is held
+//! read to use a path, write to change what paths mean) → `Node::state` → the node table → what [`completion`] and
+//! [`partial`] say of theirs. No lock is held
 //! while a notification is sent, while the mount point is touched, or during data I/O and fsync.
 
 pub mod attributes;
+pub mod completion;
 pub mod copyup;
 pub mod data;
 pub mod directories;
@@ -29,6 +31,7 @@ pub mod marks;
 pub mod moved;
 pub mod names;
 pub mod node;
+pub mod partial;
 pub mod plant;
 pub mod resolve;
 pub mod survey;
@@ -107,6 +110,8 @@ pub struct Settings {
     pub data: Data,
     /// A file comes up without its content where only its attributes or its name change.
     pub metacopy: bool,
+    /// Which files are copied up in pieces.
+    pub pieces: completion::Pieces,
 }
 
 /// Which files go past the daemon (see DESIGN, "Data").
@@ -149,6 +154,8 @@ pub struct View {
     pub(crate) before: Mutex<Option<Stack>>,
     /// Files without their content that are to get it once nobody reads them past the daemon.
     pub(crate) unfinished: Mutex<Vec<Arc<Node>>>,
+    /// Files that are being copied in pieces.
+    pub(crate) partials: completion::Partials,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
 }
 
@@ -162,6 +169,7 @@ impl View {
         settings: Settings,
     ) -> Answer<View> {
         let root = Node::root(&stack, user.as_ref(), generation)?;
+        let partials = completion::Partials::new(user.as_ref(), settings.pieces);
         Ok(View {
             settings,
             library,
@@ -177,6 +185,7 @@ impl View {
             told: std::sync::atomic::AtomicU64::new(generation),
             before: Mutex::default(),
             unfinished: Mutex::default(),
+            partials,
             passthrough: std::sync::atomic::AtomicBool::new(settings.data != Data::Coherent),
         })
     }

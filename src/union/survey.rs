@@ -9,6 +9,7 @@ use super::copyup::Depth;
 use super::lower::Tree;
 use super::marks::{Changed, Found, Marks, Namespace, PinMark};
 use super::node::Node;
+use super::partial::Merged;
 use super::{Answer, Fail, Pin, View};
 use crate::error::{Doing, Error, Result};
 use crate::layer::encode;
@@ -352,6 +353,13 @@ impl View {
                 self.complete(pin, &node, out, each)?;
             } else if marks.follows.is_some() {
                 self.write_shown(pin, &node)?;
+            } else if marks.partial.is_some() {
+                let handle = self.upper_handle(&node)?;
+                let bytes = self.filling(&node, &handle)?.map_or(0, |f| f.limit());
+                self.complete_node(&node, &handle)?;
+                out.files += 1;
+                out.bytes += bytes;
+                each(bytes);
             }
         }
         *at = path;
@@ -425,4 +433,23 @@ impl View {
 /// Reads a user's file for [`lay_over`]: opens what an `O_PATH` descriptor stands for.
 pub fn open_for_reading(handle: &OwnedFd) -> std::io::Result<File> {
     Ok(File::from(sys::reopen(handle, Open::Read)?))
+}
+
+/// As [`open_for_reading`], for a file whose content is not all there yet: it reads what the view shows.
+pub fn open_partial(store: &Store, handle: &OwnedFd) -> Result<Option<Merged>> {
+    let doing = "reading the user layer";
+    let marks = Namespace::for_process();
+    let Some(partial) = marks.partial(handle).doing(doing)? else { return Ok(None) };
+    let object = Arc::new(store.open_object(&partial.object, partial.size)?);
+    Ok(Some(Merged::new(open_for_reading(handle).doing(doing)?, &partial, object, marks).doing(doing)?))
+}
+
+/// The digest of what a user's file shows.
+pub fn digest_of(store: &Store, handle: &OwnedFd) -> Result<Digest> {
+    let doing = "reading the user layer";
+    let digest = match open_partial(store, handle)? {
+        Some(merged) => Digest::of_reader(merged),
+        None => Digest::of_reader(open_for_reading(handle).doing(doing)?),
+    };
+    Ok(digest.doing(doing)?.0)
 }

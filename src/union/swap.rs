@@ -21,7 +21,7 @@ use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
 use crate::layer::index::Node as TreeNode;
-use crate::store::Digest;
+use crate::store::Store;
 use crate::sys::fs::{self as sys, Open};
 
 /// Something that the kernel must be told.
@@ -169,7 +169,7 @@ impl Above<'_> {
 
 /// Holds the difference of two versions against a user layer. Of what one directory hides, the topmost path
 /// is named.
-pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<Conflict>> {
+pub fn conflicts(store: &Store, user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<Conflict>> {
     let top = sys::open_dir(user).at("opening the user layer", user)?;
     let marks = Namespace::for_process();
     let mut above = Above { marks, top: &top, spots: HashMap::new() };
@@ -202,7 +202,7 @@ pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<C
                         .is_some_and(|m| m.contains(&change.path))
                         .then_some(Case::RenamedSourceGone)
                 } else {
-                    judge(change, dir, name, found, target)?
+                    judge(store, change, dir, name, found, target)?
                 }
             }
         };
@@ -219,6 +219,7 @@ pub fn conflicts(user: &Path, changes: &[Change], target: &Tree) -> Result<Vec<C
 }
 
 fn judge(
+    store: &Store,
     change: &Change,
     dir: &OwnedFd,
     name: &[u8],
@@ -240,7 +241,7 @@ fn judge(
                     Some(PinMark::Object(digest, _)) => digest,
                     _ => {
                         let file = sys::open_at(dir, name, Open::Read).doing("reading the user layer")?;
-                        Digest::of_reader(std::fs::File::from(file)).doing("reading the user layer")?.0
+                        super::survey::digest_of(store, &file)?
                     }
                 };
                 let equal = digest == target.index.object(new)?;

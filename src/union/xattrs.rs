@@ -152,6 +152,14 @@ impl View {
         }
         let pins = node.is_file() && name.starts_with(b"security.");
         self.copy_up(pin, &node, if pins { Depth::Pin } else { Depth::Attributes })?;
+        if name == super::attributes::CAPABILITY {
+            // Bringing more in would take it away again.
+            let handle = {
+                let _names = self.names.read();
+                self.upper_handle(&node)?
+            };
+            self.complete_node(&node, &handle)?;
+        }
         let user = self.writable()?;
         let _copying = node.copying.lock();
         let _names = self.names.read();

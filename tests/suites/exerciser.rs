@@ -243,13 +243,16 @@ impl Exercise {
 }
 
 /// Exercises every file of the stack, with swaps before, between and after; nothing that was written may move.
-fn exercise(options: &'static str) {
+fn exercise(options: &'static str, pieces: Option<&str>) {
     require_root();
     let outer = Scratch::new();
     let disk = Disk::new(&outer, "ext4", "disk", 512);
     disk.careless();
     let scratch = Scratch::at(disk.path().join("s"));
-    let program = Program::new(&scratch);
+    let mut program = Program::new(&scratch);
+    if let Some(pieces) = pieces {
+        program = program.with_env("REROOT_PIECES", pieces);
+    }
     for version in 1..=2u64 {
         let parent = (version > 1).then_some("os:1");
         tree::import(&scratch, &program, &format!("os:{version}"), parent, |dir| {
@@ -312,12 +315,19 @@ fn exercise(options: &'static str) {
 
 #[test]
 fn direct_and_buffered_io_on_files_of_the_stack_agree_with_a_model() {
-    exercise("");
+    exercise("", None);
 }
 
 #[test]
 fn direct_and_buffered_io_agree_with_a_model_where_the_daemon_reads_and_writes() {
-    exercise("data=coherent");
+    exercise("data=coherent", None);
+}
+
+#[test]
+fn direct_and_buffered_io_on_files_that_are_copied_in_pieces_agree_with_a_model() {
+    // By nobody but those who write to them, and at once.
+    exercise("", Some("4096:86400000"));
+    exercise("", Some("4096:0"));
 }
 
 #[test]

@@ -204,9 +204,15 @@ fn change_the_stacks(world: &World, w: u64, n: u64) {
     let (path, to) = (at("link"), format!("user/{w}/link-{n}"));
     // The kernel looks the file up and links it later: where it lost its last name in between, it answers ENOENT, on
     // ext4 beside a rename(2) that replaces the file, here beside a swap. Whoever asks again is given what is there now.
-    let link = || match fs::hard_link(world.join(&path), world.join(&to)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::hard_link(world.join(&path), world.join(&to)),
-        result => result,
+    // On a busy machine several swaps may come in between, one after the other.
+    let link = || {
+        let mut result = fs::hard_link(world.join(&path), world.join(&to));
+        for _ in 0..10 {
+            if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                result = fs::hard_link(world.join(&path), world.join(&to));
+            }
+        }
+        result
     };
     let (result, versions) = world.during(link);
     if world.must(&format!("linking {path}"), result).is_some()
