@@ -392,7 +392,7 @@ impl View {
         if let Some(filling) = self.filling(&handle.node, &*file)? {
             return Ok(filling.read(&file, &|| self.object_of(&handle.node, &filling), offset, buf)?);
         }
-        read_full(&*file, offset, buf)
+        read_full(&file, offset, buf)
     }
 
     /// Writes all of `data`. `kill`: who has no right to leave setuid and setgid where they are.

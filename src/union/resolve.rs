@@ -60,6 +60,19 @@ fn tree_by_number(index: &index::Index, id: u64) -> crate::error::Result<Option<
 impl View {
     /// Looks a name up; the kernel is given the node. `None`: no such name.
     pub fn lookup(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<Option<(Arc<Node>, Attributes)>> {
+        let mut found = self.look_at(pin, parent, name)?;
+        let now = self.pin();
+        if found.as_ref().is_some_and(|(_, a)| a.nlink == 0) && now.0.number != pin.0.number {
+            // A swap displaced it meanwhile. The kernel would keep a file without links at the name that it asked for.
+            found = self.look_at(&now, parent, name)?;
+        }
+        if let Some((node, _)) = &found {
+            self.nodes.remember(node, pin.0.number);
+        }
+        Ok(found)
+    }
+
+    fn look_at(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<Option<(Arc<Node>, Attributes)>> {
         let dir = self.node(pin, parent)?;
         let _names = self.names.read();
         let found = match name {
@@ -73,7 +86,6 @@ impl View {
             // A file handle of something that was removed and is not forgotten yet.
             return Err(Fail(libc::ESTALE));
         }
-        self.nodes.remember(&node, pin.0.number);
         Ok(Some((node, attributes)))
     }
 
