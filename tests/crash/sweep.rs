@@ -94,7 +94,9 @@ fn rounds(scratch: &Scratch, program: &Program, desktop: u64, count: u64, done: 
                 difference(&seen, &with).join("\n")
             );
         }
-        let stray = format!("find desktops/{name}/work -mindepth 1 ! -name '#whiteout' ! -name 'group*'");
+        let stray = format!(
+            "find desktops/{name}/work -mindepth 1 ! -name '#whiteout' ! -name moved ! -name 'group*'"
+        );
         assert_eq!(sh(&scratch.store(), &stray).ok().out(), "", "desktop {desktop}, round {round}");
         if round == count {
             break;
