@@ -184,8 +184,10 @@ impl View {
         for (parent, _) in &names {
             self.copy_up_dir(pin, parent)?;
         }
-        let (temporary, file, marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
-        let placed = self.place_prepared(pin, node, &temporary, file, &names, &marks, fresh);
+        let temporary = user.temporary_name();
+        let placed = self.prepare(&temporary, node, depth, fresh, &attributes, &xattrs, version).and_then(
+            |(file, marks)| self.place_prepared(pin, node, &temporary, file, &names, &marks, fresh),
+        );
         if placed.is_err() {
             let _ = sys::unlink_at(&user.work, &temporary);
         }
@@ -203,15 +205,19 @@ impl View {
             (left, self.attributes(pin, node)?, self.all_xattrs(pin, node)?, version)
         };
         let changed = node.state().upper.as_ref().and_then(|m| m.follows.clone());
-        let (temporary, file, mut marks) = self.prepare(node, depth, fresh, &attributes, &xattrs, version)?;
-        if let (Some(follows), Some(changed)) = (&mut marks.follows, changed) {
-            // What the user has changed of it stays his.
-            let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
-            self.write_attributes(node, &handle, &attributes, &xattrs)?;
-            user.marks.set_own(&handle, "meta", &changed.encode())?;
-            *follows = changed;
-        }
-        let placed = self.place_prepared(pin, node, &temporary, file, names, &marks, fresh);
+        let temporary = user.temporary_name();
+        let placed = (|| {
+            let (file, mut marks) =
+                self.prepare(&temporary, node, depth, fresh, &attributes, &xattrs, version)?;
+            if let (Some(follows), Some(changed)) = (&mut marks.follows, changed) {
+                // What the user has changed of it stays his.
+                let handle = sys::open_at(&user.work, &temporary, Open::Path)?;
+                self.write_attributes(node, &handle, &attributes, &xattrs)?;
+                user.marks.set_own(&handle, "meta", &changed.encode())?;
+                *follows = changed;
+            }
+            self.place_prepared(pin, node, &temporary, file, names, &marks, fresh)
+        })();
         match placed {
             // Where the number went with these names, what is left finds its own on each stack.
             Ok(_) if user.marks.read(&left)?.number == Some(node.id) => {
@@ -225,30 +231,10 @@ impl View {
         placed
     }
 
-    /// Makes the file in the work directory, complete with attributes and marks. One that fails leaves nothing there:
-    /// a full disk would stay full.
-    fn prepare(
-        &self,
-        node: &Arc<Node>,
-        depth: Depth,
-        fresh: bool,
-        attributes: &Attributes,
-        xattrs: &[(Vec<u8>, Vec<u8>)],
-        version: Option<Digest>,
-    ) -> Answer<(Vec<u8>, Option<File>, Marks)> {
-        let user = self.writable()?;
-        let temporary = user.temporary_name();
-        match self.prepare_as(&temporary, node, depth, fresh, attributes, xattrs, version) {
-            Ok((file, marks)) => Ok((temporary, file, marks)),
-            Err(e) => {
-                let _ = sys::unlink_at(&user.work, &temporary);
-                Err(e)
-            }
-        }
-    }
-
+    /// Makes the file in the work directory, complete with attributes and marks. Where it fails, or what follows does, the
+    /// caller takes it away again: a full disk would stay full.
     #[allow(clippy::too_many_arguments)]
-    fn prepare_as(
+    fn prepare(
         &self,
         temporary: &[u8],
         node: &Arc<Node>,
