@@ -8,10 +8,7 @@ use crate::{LARGE, LIMIT, begin, bytes, eager, missing, until, until_complete, u
 
 #[test]
 fn settling_and_committing_take_the_whole_file() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let mut content = begin(&scratch, &program);
+    let (scratch, program, mut content) = begin();
     let mount = waiting(&program).mount("d", scratch.mnt());
     content[100..103].copy_from_slice(b"abc");
     let path = mount.join("large");
@@ -60,11 +57,8 @@ fn settling_and_committing_take_the_whole_file() {
 
 #[test]
 fn a_full_disk_holds_the_copying_up_and_loses_nothing() {
-    require_root();
-    let scratch = Scratch::new();
+    let (scratch, program, mut content) = begin();
     let disk = Disk::new(&scratch, "ext4", "small", 64);
-    let program = Program::new(&scratch);
-    let mut content = begin(&scratch, &program);
     program.ok(&["rm", "d"]);
     let layer = disk.path().join("layer");
     fs::create_dir(&layer).unwrap();
@@ -119,10 +113,7 @@ fn a_full_disk_holds_the_copying_up_and_loses_nothing() {
 
 #[test]
 fn where_the_object_is_missing_nothing_shows_zeroes() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    begin(&scratch, &program);
+    let (scratch, program, _) = begin();
     let mount = waiting(&program).mount("d", scratch.mnt());
     update(&mount.join("large")).write_all_at(&[b'm'; 8192], 1 << 20).unwrap();
     mount.umount();
@@ -154,10 +145,7 @@ fn where_the_object_is_missing_nothing_shows_zeroes() {
 
 #[test]
 fn a_damaged_mark_of_a_partly_copied_file_fails_its_own_path() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let content = begin(&scratch, &program);
+    let (scratch, program, content) = begin();
     let mount = waiting(&program).mount("d", scratch.mnt());
     update(&mount.join("large"));
     mount.umount();
@@ -184,10 +172,7 @@ fn a_damaged_mark_of_a_partly_copied_file_fails_its_own_path() {
 
 #[test]
 fn an_immutable_file_is_complete_first() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let content = begin(&scratch, &program);
+    let (scratch, program, content) = begin();
     let mount = waiting(&program).mount("d", scratch.mnt());
     mount.sh("exec 3<>large; chattr +a large");
     assert_eq!(missing(&program).0, 0);
@@ -220,10 +205,7 @@ fn over_plain_directories_a_large_file_is_copied_whole() {
 
 #[test]
 fn a_copy_of_a_user_layer_does_not_lead_to_the_files_of_the_first() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let content = begin(&scratch, &program);
+    let (scratch, program, content) = begin();
     let home = scratch.join("copy");
     program.ok(&["create", "e", "os:1", "--user-layer", home.to_str().unwrap()]);
     let mount = waiting(&program).mount("d", scratch.mnt());

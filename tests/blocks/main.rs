@@ -43,15 +43,26 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// A version `os:1` with one large file, `large`, and others; a desktop `d` on it.
-fn begin(scratch: &Scratch, program: &Program) -> Vec<u8> {
+/// A version `os:1` with one large file, `large`, and others; a desktop `d` on it. Gives back what `large` holds.
+fn begin() -> (Scratch, Program, Vec<u8>) {
+    common::require_root();
+    let scratch = Scratch::new();
+    let program = Program::new(&scratch);
     let content = bytes(1, LARGE);
-    tree::import(scratch, program, "os:1", None, |dir| {
+    tree::import(&scratch, &program, "os:1", None, |dir| {
         tree::write(dir, &[("large", Item::File(&content)), ("dir/other", Item::File(b"other\n"))]);
         common::sh(dir, "touch -d '2020-02-02 02:02:02.123456789' large").ok();
     });
     program.ok(&["create", "d", "os:1"]);
-    content
+    (scratch, program, content)
+}
+
+/// Another version, whose large file differs from that of `os:1`, and whose small file from that of any other.
+fn upgraded(scratch: &Scratch, program: &Program, version: &str, parent: &str) {
+    let newer = bytes(2, LARGE);
+    tree::import(scratch, program, version, Some(parent), |dir| {
+        tree::write(dir, &[("large", Item::File(&newer)), ("dir/other", Item::File(version.as_bytes()))]);
+    });
 }
 
 /// The daemon completes nothing by itself.

@@ -7,14 +7,11 @@ use rustix::fs as rfs;
 
 use crate::common::tree::{self, Item};
 use crate::common::{Program, Scratch, require_root, sh, within};
-use crate::{LARGE, LIMIT, begin, eager, missing, until_complete, update, waiting};
+use crate::{LARGE, LIMIT, begin, eager, missing, until_complete, update, upgraded, waiting};
 
 #[test]
 fn the_first_write_to_a_large_file_copies_nothing() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let mut content = begin(&scratch, &program);
+    let (scratch, program, mut content) = begin();
     let on_disk = scratch.store().join("desktops/d/user/large");
     let mount = waiting(&program).mount("d", scratch.mnt());
     let path = mount.join("large");
@@ -59,10 +56,7 @@ fn rustix_marks(path: &std::path::Path) -> String {
 
 #[test]
 fn times_and_attributes_stay_while_a_file_is_completed() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    begin(&scratch, &program);
+    let (scratch, program, _) = begin();
     let mount = eager(&program).mount("d", scratch.mnt());
     let path = mount.join("large");
     let other = program.clone();
@@ -103,10 +97,7 @@ fn times_and_attributes_stay_while_a_file_is_completed() {
 
 #[test]
 fn a_partly_copied_file_is_moved_linked_and_removed_like_any_other() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let mut content = begin(&scratch, &program);
+    let (scratch, program, mut content) = begin();
     let mount = waiting(&program).mount("d", scratch.mnt());
     let root = mount.path().to_path_buf();
     content[..4].copy_from_slice(b"mine");
@@ -206,14 +197,8 @@ fn what_is_a_hole_of_the_stacks_file_stays_one_and_what_is_punched_is_data_on_th
 
 #[test]
 fn a_swap_leaves_a_partly_copied_file_as_it_is_and_a_collection_what_it_needs() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let mut content = begin(&scratch, &program);
-    let newer = crate::bytes(2, LARGE);
-    tree::import(&scratch, &program, "os:2", Some("os:1"), |dir| {
-        tree::write(dir, &[("large", Item::File(&newer)), ("dir/other", Item::File(b"new\n"))]);
-    });
+    let (scratch, program, mut content) = begin();
+    upgraded(&scratch, &program, "os:2", "os:1");
     let mount = waiting(&program).mount("d", scratch.mnt());
     let path = mount.join("large");
     content[9_000_000..9_000_004].copy_from_slice(b"mine");
@@ -226,9 +211,7 @@ fn a_swap_leaves_a_partly_copied_file_as_it_is_and_a_collection_what_it_needs() 
     drop(file);
     mount.umount();
     // Nothing but the pin keeps the object of the first version now: the desktop has moved on twice.
-    tree::import(&scratch, &program, "os:3", Some("os:2"), |dir| {
-        tree::write(dir, &[("large", Item::File(&newer)), ("dir/other", Item::File(b"newer\n"))]);
-    });
+    upgraded(&scratch, &program, "os:3", "os:2");
     program.ok(&["upgrade", "d", "--to", "os:3"]);
     program.ok(&["gc"]);
     let mount = eager(&program).mount("d", scratch.mnt());
@@ -243,10 +226,7 @@ fn a_swap_leaves_a_partly_copied_file_as_it_is_and_a_collection_what_it_needs() 
 
 #[test]
 fn one_that_was_only_opened_is_equal_to_what_it_came_from() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    begin(&scratch, &program);
+    let (scratch, program, _) = begin();
     let mount = waiting(&program).mount("d", scratch.mnt());
     mount.sh("exec 3<>large");
     mount.umount();
@@ -256,14 +236,8 @@ fn one_that_was_only_opened_is_equal_to_what_it_came_from() {
 
 #[test]
 fn what_was_changed_or_moved_before_the_first_write_is_copied_in_pieces_too() {
-    require_root();
-    let scratch = Scratch::new();
-    let program = Program::new(&scratch);
-    let mut content = begin(&scratch, &program);
-    let newer = crate::bytes(2, LARGE);
-    tree::import(&scratch, &program, "os:2", Some("os:1"), |dir| {
-        tree::write(dir, &[("large", Item::File(&newer)), ("dir/other", Item::File(b"new\n"))]);
-    });
+    let (scratch, program, mut content) = begin();
+    upgraded(&scratch, &program, "os:2", "os:1");
     let mount = waiting(&program).mount("d", scratch.mnt());
     mount.sh("chmod 640 large; mv large dir/moved; touch -d '2011-11-11 11:11:11.111' dir/moved");
     program.ok(&["upgrade", "d", "--to", "os:2"]);
