@@ -176,12 +176,13 @@ impl View {
         }
         let mut below: Vec<Item> = Vec::new();
         if let Some(lower) = &lower {
+            let apart = self.stands_apart(node, Some(lower));
             for child in lower.children()? {
                 let number = match &child.linked {
                     Some(path) => self.lower_number(pin, path)?,
                     None => child.number,
                 };
-                let id = self.number_in(pin, node, lower, number)?;
+                let id = self.number_beneath(apart, lower.pinned, number);
                 below.push(Item { name: child.name, format: child.format, id });
             }
         }

@@ -7,6 +7,7 @@ use super::attributes::Attributes;
 use super::lower::{Entry, Lower, Stack, Tree};
 use super::marks::{Found, Marks, PinMark};
 use super::node::{BORN, Name, Node, ROOT, State, born_generation, born_number};
+use super::upper::UserLayer;
 use super::{Answer, Fail, Pin, View};
 use crate::layer::index;
 use crate::store::Digest;
@@ -199,21 +200,28 @@ impl View {
         }
     }
 
-    /// The number under which `lower` is seen in `dir`, where it has this one in its tree: another one if what the user
-    /// moved away from there has taken it along.
+    /// The number under which `lower` is seen in `dir`, where it has this one in its tree.
     pub(crate) fn number_in(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower, number: u64) -> Answer<u64> {
-        let Some(user) = self.user.as_ref().filter(|u| !u.moved.is_empty()) else { return Ok(number) };
-        let apart = match self.lower(pin, dir)? {
-            Some(below) => {
-                let numbered = below.number();
-                let taken =
-                    dir.id == other_number(numbered) || !below.pinned && user.moved.contains(numbered);
-                dir.id != numbered && taken
-            }
-            None => false,
-        };
-        let taken = apart || !lower.pinned && user.moved.contains(number);
-        Ok(if taken { other_number(number) } else { number })
+        if self.user.as_ref().is_none_or(|u| u.moved.is_empty()) {
+            return Ok(number);
+        }
+        let apart = self.stands_apart(dir, self.lower(pin, dir)?.as_ref());
+        Ok(self.number_beneath(apart, lower.pinned, number))
+    }
+
+    /// Whether what a directory shows of the stack, which is `lower`, is not what has the stack's numbers: the user moved
+    /// that away, and it took them along.
+    pub(crate) fn stands_apart(&self, dir: &Node, lower: Option<&Lower>) -> bool {
+        let (Some(user), Some(lower)) = (&self.user, lower) else { return false };
+        let number = lower.number();
+        dir.id != number && (dir.id == other_number(number) || !lower.pinned && user.moved.contains(number))
+    }
+
+    /// The number of something of the stack beneath a directory that stands apart or not: another one if its own went
+    /// with what the user moved.
+    pub(crate) fn number_beneath(&self, apart: bool, pinned: bool, number: u64) -> u64 {
+        let went = |user: &UserLayer| apart || !pinned && user.moved.contains(number);
+        if self.user.as_ref().is_some_and(went) { other_number(number) } else { number }
     }
 
     /// What is moved or linked takes its number along, and the stack's at its old place gets another where it is seen
