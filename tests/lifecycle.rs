@@ -635,3 +635,28 @@ fn names_with_every_byte_mount_and_unmount() {
         assert!(mounts_beneath(&point).is_empty(), "{name:?}");
     }
 }
+
+/// Two stores may name one user layer: it is mounted once, and who comes second touches nothing in it.
+#[test]
+fn a_user_layer_is_one_mounts_whatever_store_it_is_named_in() {
+    common::require_root();
+    let (first, second) = (Scratch::new(), Scratch::new());
+    let layer = first.dir("layer");
+    let programs = [&first, &second].map(|scratch| {
+        let program = Program::new(scratch);
+        tree::import(scratch, &program, "os:1", None, tree::small);
+        program.ok(&["create", "alice", "os:1", "--user-layer", text(&layer)]);
+        program
+    });
+    let mount = programs[0].mount("alice", first.mnt());
+    mount.sh("echo own >own");
+    std::fs::write(layer.join("work/#in-work"), "of a copy-up that runs").unwrap();
+    let point = second.dir("mnt");
+    let refused = programs[1].run(&["mount", "alice", text(&point)]).expect_code(1);
+    assert!(refused.err().contains("in use by another mount"), "{}", refused.err());
+    assert!(layer.join("work/#in-work").exists(), "nothing was cleared");
+    mount.umount();
+    let mount = programs[1].mount("alice", point);
+    assert_eq!(mount.sh("cat own"), "own");
+    mount.umount();
+}

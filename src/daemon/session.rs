@@ -330,9 +330,9 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
                     desktop.name
                 )));
             } else {
-                let user = UserLayer::open(desktop, request.options.attributes())?;
+                // Before anything in it is cleared.
                 claims.push(super::overlay::claim_upper(&desktop.user_layer()?, &desktop.name)?);
-                user
+                UserLayer::open(desktop, request.options.attributes())?
             };
             (state.current.version, state.generation, Some(user))
         }
