@@ -25,6 +25,9 @@ pub enum Peer {
 }
 
 /// A scratch directory on a real file system, with a store and the trees in it.
+///
+/// What was measured stays until the end, but for the space of large files: where ext4 has no journal, it looks for
+/// minutes past the numbers of removed files whenever a file is made, and each row would pay for the one before it.
 pub struct Ground {
     dir: PathBuf,
     count: Cell<u32>,
@@ -39,6 +42,33 @@ impl Ground {
             fs::create_dir_all(dir.join(name)).expect("scratch directory");
         }
         Ground { dir, count: Cell::new(0) }
+    }
+
+    /// The machine, the command, and the peers' versions, as a paragraph.
+    pub fn about(&self, small: bool, rounds: usize) -> String {
+        let first_line = |command: &mut Command| {
+            let out = command.output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+            out.unwrap_or_default().lines().next().unwrap_or("unknown").trim().to_string()
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = memory.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let version: Vec<u32> = kernel.split(['.', '-']).map_while(|w| w.parse().ok()).take(2).collect();
+        let version: Vec<String> = version.iter().map(u32::to_string).collect();
+        let disk = first_line(Command::new("stat").args(["-f", "-c", "%T"]).arg(&self.dir));
+        let fuse = first_line(Command::new("fuse-overlayfs").arg("--version"));
+        let small = if small { " --small" } else { "" };
+        format!(
+            "Measured by `cargo bench --bench peers --{small} --rounds {rounds}` on {cores} cores and {} GiB, Linux {}, everything on \
+             {disk}; {fuse}.",
+            (kib + (1 << 19)) >> 20,
+            version.join("."),
+        )
+    }
+
+    fn store(&self) -> PathBuf {
+        self.dir.join("store")
     }
 
     /// Where the tree lies.
@@ -77,8 +107,13 @@ impl Ground {
 
     /// Runs a command of ours on the store.
     pub fn reroot(&self, args: &[&str]) -> String {
+        self.reroot_on(&self.store(), args)
+    }
+
+    /// Runs a command of ours on another store.
+    pub fn reroot_on(&self, store: &Path, args: &[&str]) -> String {
         let mut command = Command::new(REROOT);
-        command.arg("--store").arg(self.dir.join("store")).args(args);
+        command.arg("--store").arg(store).args(args);
         let out = command.output().expect("reroot runs");
         assert!(out.status.success(), "reroot {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
@@ -158,13 +193,14 @@ impl Drop for Show<'_> {
             }
             Peer::Reroot => {
                 self.ground.reroot(&["umount", &self.desktop]);
-                self.ground.reroot(&["rm", &self.desktop]);
+                self.ground.reroot(&["rm", &self.desktop, "--keep-user-layer"]);
+                empty(&self.ground.store().join("desktops").join(&self.desktop));
             }
             Peer::Inspect => {
                 self.ground.reroot(&["umount", &point.display().to_string()]);
             }
         }
-        remove(&self.home);
+        empty(&self.home);
     }
 }
 
@@ -182,6 +218,12 @@ pub fn call(command: &mut Command) {
 /// Runs a shell script in a directory; it must succeed.
 pub fn sh(dir: &Path, script: &str) {
     call(Command::new("sh").current_dir(dir).args(["-euc", script]));
+}
+
+/// Gives back the space of large files, and leaves them where they are.
+pub fn empty(dir: &Path) {
+    let find = ["-xdev", "-type", "f", "-size", "+1M", "-exec", "truncate", "-s", "0", "{}", "+"];
+    call(Command::new("find").arg(dir).args(find));
 }
 
 /// Removes a directory, and nothing that is mounted in it.
