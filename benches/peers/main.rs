@@ -60,18 +60,20 @@ fn read_call() -> Result<Call, String> {
 struct Part {
     name: &'static str,
     head: &'static str,
-    measure: Box<dyn Fn(&Ground, &Call) -> Vec<String>>,
+    measure: Measure,
 }
 
+type Measure = Box<dyn Fn(&Ground, &Call) -> Vec<String>>;
+
 fn parts() -> Vec<Part> {
-    let part = |name, head, measure| Part { name, head, measure };
+    let part = |name, head, measure: Measure| Part { name, head, measure };
     let mut out: Vec<Part> = page::ROWS
         .iter()
         .map(|row| {
             let measure = Box::new(|ground: &Ground, call: &Call| {
                 vec![rows::measure(row, ground, &call.scale, call.rounds)]
             });
-            part(row.0, page::PEERS, measure as _)
+            part(row.0, page::PEERS, measure)
         })
         .collect();
     out.push(part(
@@ -102,9 +104,7 @@ fn main() {
     };
     let wanted = |name: &str| call.words.is_empty() || call.words.iter().any(|w| name.contains(w.as_str()));
     let all = parts();
-    let mut chosen: Vec<&Part> = all.iter().filter(|part| wanted(part.name)).collect();
-    // Last what removes many files, see [`Ground`].
-    chosen.sort_by_key(|part| (part.name == rows::REMOVES, part.head == page::STORE));
+    let chosen: Vec<&Part> = all.iter().filter(|part| wanted(part.name)).collect();
     if call.list || chosen.is_empty() {
         all.iter().for_each(|part| println!("{}", part.name));
         std::process::exit(if call.list { 0 } else { 2 });

@@ -18,9 +18,6 @@ struct Run<'a> {
     row: &'a page::Row,
 }
 
-/// The row that removes files which somebody else would make again.
-pub const REMOVES: &str = "delete a tree of base files";
-
 /// Measures a row; its line in the table.
 pub fn measure(row: &page::Row, ground: &Ground, scale: &Scale, rounds: usize) -> String {
     let run = &Run { ground, scale, rounds, row };
@@ -93,7 +90,7 @@ pub fn measure(row: &page::Row, ground: &Ground, scale: &Scale, rounds: usize) -
             run.empty();
             run.writing("empty", &|root| timed(|| work::create(root, run.scale.small)))
         }
-        REMOVES => {
+        "delete a tree of base files" => {
             run.small_tree();
             run.writing("small", &|root| {
                 timed(|| work::command(root, &["find", ".", "-mindepth", "1", "-delete"]))

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::ground::{Ground, call, empty, sh, sync};
+use crate::ground::{Ground, call, remove, sh, sync};
 use crate::table::{median, ratio, seconds};
 use crate::trees::{self, Scale};
 use crate::work::timed;
@@ -91,13 +91,13 @@ pub fn lines(ground: &Ground, scale: &Scale, rounds: usize) -> Vec<String> {
         copied_to(&mixed, &desks.join("desktops/desk/user/made"));
         let ours = timed(|| drop(ground.reroot_on(&desks, &["commit", "desk", "empty:2"])));
         commit.times.push([Some(ours), Some(plain), Some(hash)]);
-        empty(&desks);
+        remove(&desks);
 
         let (large, beside) = (store("large"), home.join(format!("beside{round}")));
         let (hash, plain) = (hashed(&single), timed(|| copied_to(&single, &beside)));
         one.times.push([Some(timed(|| import(&large, &single, "tree:1"))), Some(plain), Some(hash)]);
-        empty(&large);
-        empty(&beside);
+        remove(&large);
+        remove(&beside);
         removals.push((files, copy));
     }
     for (store, copy) in removals {
