@@ -83,6 +83,42 @@ fn a_settled_user_layer_shows_the_same_with_the_kernels_overlayfs_on_btrfs() {
 }
 
 #[test]
+fn what_follows_the_stack_is_settled_and_moved_as_the_present_version_has_it() {
+    common::require_root();
+    let scratch = Scratch::new();
+    let program = Program::new(&scratch);
+    let first =
+        "printf one >file; printf long-enough >shorter; printf one >linked; ln linked second; ln -s one link
+                 ln -s one moved; mknod device c 1 3; mknod moving c 1 3";
+    let second = "printf longer-than-it-was >file; printf s >shorter; printf longer >linked; ln linked second
+                  ln -s two link; ln -s two moved; mknod device c 1 5; mknod moving c 1 5";
+    for (tag, parent, script) in [("os:1", None, first), ("os:2", Some("os:1"), second)] {
+        tree::import(&scratch, &program, tag, parent, |dir| drop(sh(dir, script).ok()));
+    }
+    program.ok(&["create", "alice", "os:1"]);
+    let user = scratch.store().join("desktops/alice/user");
+    let mount = program.mount("alice", scratch.mnt());
+    mount.sh("chmod 600 file shorter linked; chown -h 7:7 link moved device moving");
+    program.ok(&["upgrade", "alice", "--to", "os:2"]);
+    mount.sh("mv moved away; mv moving far");
+    let shown = mount
+        .sh("readlink link away; stat -c '%t:%T %u' device far link away; cat file shorter linked second");
+    assert_eq!(shown, "two\ntwo\n1:5 7\n1:5 7\n0:0 7\n0:0 7\nlonger-than-it-wasslongerlonger");
+    let worked = look(mount.path());
+    mount.umount();
+    let mount = program.mount("alice", scratch.mnt());
+    assert_same("after a remount", &worked, &look(mount.path()));
+    mount.umount();
+    program.ok(&["settle", "alice"]);
+    let lower = scratch.join("lower");
+    program.ok(&["export", "os:2", &format!("dir:{}", lower.display())]);
+    assert_same("the kernel's view", &worked, &look_with_overlayfs(&scratch, &lower, &user));
+    let mount = program.mount("alice", scratch.mnt());
+    assert_same("after settling", &worked, &look(mount.path()));
+    mount.umount();
+}
+
+#[test]
 fn attributes_that_look_like_marks_have_no_effect_and_read_back() {
     common::require_root();
     let scratch = Scratch::new();

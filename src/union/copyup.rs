@@ -541,7 +541,8 @@ impl View {
                 let _names = self.names.read();
                 self.names_to_copy(node)?
             };
-            if u64::from(sys::stat(&handle)?.nlink) > names.len() as u64 {
+            let shared = u64::from(sys::stat(&handle)?.nlink) > names.len() as u64;
+            if shared || self.is_made_otherwise(node, &handle)? {
                 return self.split(pin, node, depth, fresh, &names);
             }
         }
@@ -633,6 +634,19 @@ impl View {
             }
         }
         Ok(false)
+    }
+
+    /// Whether what follows the stack was made for another target or device than the stack has there since a swap. That
+    /// cannot be changed: it needs another inode on disk. `handle` is the present one.
+    pub(crate) fn is_made_otherwise(&self, node: &Node, handle: impl AsFd) -> Answer<bool> {
+        if !matches!(node.format, libc::S_IFLNK | libc::S_IFCHR | libc::S_IFBLK) {
+            return Ok(false);
+        }
+        let lower = node.state().lower.clone().ok_or(Fail(libc::ESTALE))?;
+        if node.format == libc::S_IFLNK {
+            return Ok(sys::readlink_at(handle, b"")? != lower.target()?);
+        }
+        Ok(sys::stat(handle)?.rdev != lower.attributes(node.id)?.rdev)
     }
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.

@@ -419,6 +419,15 @@ impl View {
         let xattrs = self.all_xattrs(pin, node)?;
         let handle = self.upper_handle(node)?;
         let user = self.writable()?;
+        if self.is_made_otherwise(node, &handle)? {
+            return self.copy_up(pin, node, Depth::Content);
+        }
+        // A swap may have led it to a content of another length since it was brought up.
+        if node.is_file() && sys::stat(&handle)?.size != attributes.size {
+            File::from(sys::reopen(&handle, Open::ReadWrite)?)
+                .set_len(attributes.size)
+                .map_err(Fail::from)?;
+        }
         for on_disk in xattr::list(&handle)? {
             if let Some(name) = user.marks.unescape(&on_disk)
                 && !xattrs.iter().any(|(n, _)| *n == name)
