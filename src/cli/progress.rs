@@ -36,8 +36,8 @@ impl Progress for Bars {
         self.clear();
         let bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr());
         let template = match bytes {
-            Some(_) => "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left {msg}",
-            None => "{prefix} {spinner} {bytes} {bytes_per_sec} {msg}",
+            Some(_) => "{prefix} [{bar:30}] {bytes}/{total_bytes} {decimal_bytes_per_sec} {eta} left {msg}",
+            None => "{prefix} {spinner} {bytes} {decimal_bytes_per_sec} {msg}",
         };
         // A template that does not parse leaves indicatif's own.
         if let Ok(style) = ProgressStyle::with_template(template) {

@@ -56,6 +56,17 @@ impl Table {
     }
 }
 
+/// So many bytes in so long, as people read it: `1.0 GiB in 2.5 s, 429 MB/s`.
+pub fn rate(bytes: u64, seconds: f64) -> String {
+    let speed = bytes as f64 / 1e6 / seconds.max(1e-3);
+    format!("{} in {seconds:.1} s, {speed:.0} MB/s", size(bytes))
+}
+
+/// A time as scripts read it: seconds, to the millisecond.
+pub fn seconds_since(began: std::time::Instant) -> f64 {
+    (began.elapsed().as_secs_f64() * 1e3).round() / 1e3
+}
+
 /// Bytes as people read them: `512 B`, `1.5 KiB`, `20 GiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

@@ -1,12 +1,12 @@
 //! `fsck`, `gc`, `df`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::Done;
 use super::args::{Fsck, Gc};
-use super::table::{Table, count, size};
+use super::table::{Table, count, seconds_since, size};
 use super::ui::{Hue, Ui};
 use crate::error::Result;
 use crate::layer::check::{self, Severity};
@@ -69,9 +69,17 @@ pub fn fsck(ui: &Ui, store: &Store, args: &Fsck) -> Done {
 
 pub fn gc(ui: &Ui, store: &Store, args: &Gc) -> Done {
     let how = Collection { dry_run: args.dry_run, patience: PATIENCE };
+    let began = Instant::now();
     let done = reach::collect(store, how, &|message| ui.note(message))?;
+    let seconds = seconds_since(began);
     ui.answer(
-        || serde_json::to_value(&done).unwrap_or_default(),
+        || {
+            let mut out = serde_json::to_value(&done).unwrap_or_default();
+            if let Some(out) = out.as_object_mut() {
+                out.insert("seconds".into(), json!(seconds));
+            }
+            out
+        },
         |out| {
             let verb = if done.dry_run { "would remove" } else { "removed" };
             out.line(format!(

@@ -1,10 +1,12 @@
 //! `commit`, `settle`, `changes`: what a user layer holds.
 
+use std::time::Instant;
+
 use serde_json::json;
 
 use super::Done;
 use super::args::{Commit, Desktop};
-use super::table::{count, size};
+use super::table::{count, rate, seconds_since, size};
 use super::ui::{Hue, Ui};
 use crate::daemon::{self, CommitRequest};
 use crate::error::Error;
@@ -18,10 +20,12 @@ pub fn commit(ui: &Ui, store: &Store, args: &Commit) -> Done {
     };
     let desktop = store.desktop(&args.desktop)?;
     let request = CommitRequest { only: args.only.clone(), message: args.message.clone(), reset: args.reset };
+    let began = Instant::now();
     let bars = ui.progress();
     let done = daemon::commit(store, &desktop, &name.image, tag, &request, &bars);
     drop(bars);
     let done = done?;
+    let seconds = seconds_since(began);
     ui.answer(
         || {
             json!({
@@ -30,7 +34,9 @@ pub fn commit(ui: &Ui, store: &Store, args: &Commit) -> Done {
                 "tag": tag,
                 "version": done.version,
                 "paths": done.paths,
+                "bytes": done.bytes,
                 "new_bytes": done.new_bytes,
+                "seconds": seconds,
                 "reset": done.reset,
             })
         },
@@ -42,8 +48,9 @@ pub fn commit(ui: &Ui, store: &Store, args: &Commit) -> Done {
             };
             let new = size(done.new_bytes);
             out.line(format!(
-                "{} in the new delta, {new} new to the store{reset}",
-                count(done.paths, "path")
+                "{} in the new delta, {new} new to the store; read {}{reset}",
+                count(done.paths, "path"),
+                rate(done.bytes, seconds)
             ));
         },
     )?;

@@ -1,14 +1,19 @@
 //! What needs a user layer as a whole: changes, settle, commit.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use parking_lot::Mutex;
 
 use super::control::{Ask, Told, ask};
 use super::{CommitRequest, Committed, Missing, Settled, UserChange};
 use crate::error::{Doing, Error, Result};
-use crate::layer::model::{Draft, InodeId, ROOT, join};
+use crate::layer::model::{Content, Draft, InodeId, ROOT, join};
 use crate::layer::stack::{Words, checked_tree, publish_version};
 use crate::layer::{encode, merge};
 use crate::store::desktops::{Choice, Desktop, State};
@@ -17,6 +22,7 @@ use crate::store::{Digest, Progress, Store, audit};
 use crate::sys::fs as sys;
 use crate::union::completion::Pieces;
 use crate::union::lower::{Objects, Stack, Tree};
+use crate::union::partial::Merged;
 use crate::union::survey::{digest_of, lay_over, letters, open_for_reading, open_partial};
 use crate::union::upper::UserLayer;
 use crate::union::{Data, Library, Settings, View};
@@ -147,35 +153,7 @@ pub fn commit(
     let user = desktop.user_layer()?;
     let intake = Intake::begin(store)?;
     progress.begin("reading the user layer", None);
-    let taken = RefCell::new(0u64);
-    let mut read = |path: &[u8], handle: &std::os::fd::OwnedFd, stat: &sys::Stat| {
-        // Left out by --only: any digest will do, the path is dropped again.
-        if !patterns.is_empty() && !patterns.iter().any(|p| p.takes(path)) {
-            return Ok(Digest::of(path));
-        }
-        let shown = String::from_utf8_lossy(path).into_owned();
-        let file = open_for_reading(handle).at("reading", &shown)?;
-        let advance = |n| progress.advance(0, n);
-        let partial = open_partial(store, handle)?;
-        let in_pieces = partial.is_some();
-        let added = match partial {
-            Some(merged) => intake.add_reader(merged, &advance)?,
-            None => intake.add_file(&file, stat.size, &advance)?,
-        };
-        let now = sys::stat(&file).at("reading", &shown)?;
-        let (digest, size) = added.at("reading", &shown)?;
-        // The daemon's own copying moves the one time that nobody can set.
-        let changed = now.ctime != stat.ctime && !in_pieces;
-        if (now.size, now.mtime) != (stat.size, stat.mtime) || changed || size != stat.size {
-            return Err(Error::Failed(format!(
-                "{shown} changed while it was read; commit again, or unmount first"
-            )));
-        }
-        *taken.borrow_mut() += 1;
-        progress.advance(1, 0);
-        Ok(digest)
-    };
-    let mut full = lay_over(store, &tree, &user, &mut read)?;
+    let (mut full, bytes) = take_in(store, &intake, &tree, &user, &patterns, progress)?;
     if shown_state(store, desktop)? != state {
         return Err(Error::Failed(format!(
             "{} was swapped while it was read; nothing was committed, commit again",
@@ -198,12 +176,126 @@ pub fn commit(
     };
     let paths = (delta.walk().len() as u64).saturating_sub(1);
     store.write_ref(image, tag, &version)?;
-    let mut done = Committed { version, paths, new_bytes, reset: 0 };
+    let mut done = Committed { version, paths, bytes, new_bytes, reset: 0 };
     if request.reset {
         done.reset = reset(desktop, version, image, tag, &patterns)?;
     }
     audit::append(store, "commit", &done);
     Ok(done)
+}
+
+/// A file of the user layer on its way into the store, and the digest that stands for its own meanwhile.
+struct Waiting {
+    stand_in: Digest,
+    shown: String,
+    file: File,
+    partial: Option<Merged>,
+    stat: sys::Stat,
+}
+
+/// What the user layer shows, with its contents in the store, and how many bytes those have. One thread looks through the user
+/// layer; the others read and hash what it finds.
+fn take_in(
+    store: &Store,
+    intake: &Intake<'_>,
+    tree: &Tree,
+    user: &Path,
+    patterns: &[Pattern],
+    progress: &dyn Progress,
+) -> Result<(Draft, u64)> {
+    let bytes = AtomicU64::new(0);
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let digests: Mutex<HashMap<Digest, Digest>> = Mutex::default();
+    // Each that waits is an open file.
+    let (to_readers, found) = mpsc::sync_channel::<Waiting>(64);
+    let found = Mutex::new(found);
+    let next = || found.lock().recv();
+    let read_all = || {
+        while let Ok(waiting) = next() {
+            // After a failure only until the other side has heard of it.
+            if failed.lock().is_some() {
+                continue;
+            }
+            let (stand_in, size) = (waiting.stand_in, waiting.stat.size);
+            match take_one(intake, waiting, progress) {
+                Ok(digest) => {
+                    digests.lock().insert(stand_in, digest);
+                    bytes.fetch_add(size, Ordering::Relaxed);
+                }
+                Err(e) => *failed.lock() = Some(e),
+            }
+        }
+    };
+    let mut count = 0u64;
+    let no_more = &failed;
+    let read = move |path: &[u8], handle: &std::os::fd::OwnedFd, stat: &sys::Stat| {
+        // Left out by --only: any digest will do, the path is dropped again.
+        if !patterns.is_empty() && !patterns.iter().any(|p| p.takes(path)) {
+            return Ok(Digest::of(path));
+        }
+        if no_more.lock().is_some() {
+            return Err(Error::Failed("a file could not be read".into()));
+        }
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let file = open_for_reading(handle).at("reading", &shown)?;
+        let partial = open_partial(store, handle)?;
+        count += 1;
+        let stand_in = stand_in(count);
+        let waiting = Waiting { stand_in, shown, file, partial, stat: *stat };
+        let ended = |_| Error::Failed("a thread ended early; commit again".into());
+        to_readers.send(waiting).map_err(ended)?;
+        Ok(stand_in)
+    };
+    let laid = thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(read_all);
+        }
+        // The readers end when this is gone and they have read what waits.
+        let mut read = read;
+        lay_over(store, tree, user, &mut read)
+    });
+    if let Some(e) = failed.into_inner() {
+        return Err(e);
+    }
+    let mut full = laid?;
+    let digests = digests.into_inner();
+    for (_, id) in full.walk() {
+        if let Content::File { object, .. } = &mut full.get_mut(id).content
+            && let Some(digest) = digests.get(object)
+        {
+            *object = *digest;
+        }
+    }
+    Ok((full, bytes.into_inner()))
+}
+
+/// A digest that no content is known to have.
+fn stand_in(count: u64) -> Digest {
+    let mut bytes = [0xff; Digest::LEN];
+    bytes.iter_mut().zip(count.to_le_bytes()).for_each(|(to, from)| *to = from);
+    Digest(bytes)
+}
+
+/// Takes one file in; it must not change meanwhile.
+fn take_one(intake: &Intake<'_>, waiting: Waiting, progress: &dyn Progress) -> Result<Digest> {
+    let Waiting { shown, file, partial, stat, .. } = waiting;
+    let advance = |n| progress.advance(0, n);
+    let in_pieces = partial.is_some();
+    let added = match partial {
+        Some(merged) => intake.add_reader(merged, &advance)?,
+        None => intake.add_file(&file, stat.size, &advance)?,
+    };
+    let now = sys::stat(&file).at("reading", &shown)?;
+    let (digest, size) = added.at("reading", &shown)?;
+    // The daemon's own copying moves the one time that nobody can set.
+    let changed = now.ctime != stat.ctime && !in_pieces;
+    if (now.size, now.mtime) != (stat.size, stat.mtime) || changed || size != stat.size {
+        return Err(Error::Failed(format!(
+            "{shown} changed while it was read; commit again, or unmount first"
+        )));
+    }
+    progress.advance(1, 0);
+    Ok(digest)
 }
 
 /// Removes from a delta what no pattern takes.

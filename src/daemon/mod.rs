@@ -171,6 +171,9 @@ pub struct Committed {
     pub version: Digest,
     /// Paths of the new delta: added, changed, removed.
     pub paths: u64,
+    /// Bytes of content that were read.
+    #[serde(default)]
+    pub bytes: u64,
     /// Bytes that the store did not have.
     pub new_bytes: u64,
     /// Entries cleared from the user layer.

@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::objects::remove_abandoned;
@@ -82,18 +83,24 @@ pub fn collect(
     sweep
         .directory(&store.path("layers"), |name| Digest::from_hex(name).map(|d| !live.layers.contains(&d)))?;
     done.layers = sweep.take();
-    let top = store.path("objects");
-    for fan in entries(&top)? {
-        let Some(prefix) = name_of(&fan).filter(|n| n.len() == 2) else { continue };
-        let dead =
-            |rest: &str| Digest::from_hex(&format!("{prefix}{rest}")).map(|d| !live.objects.contains(&d));
-        sweep.directory(&fan, dead)?;
-        if !how.dry_run {
-            // Fails while it holds something, and that is right.
-            let _ = fs::remove_dir(&fan);
-        }
-    }
-    done.objects = sweep.take();
+    // Objects refer to nothing, so the order in which they go does not matter: all cores remove them.
+    let objects = entries(&store.path("objects"))?
+        .par_iter()
+        .filter_map(|fan| Some((fan, name_of(fan).filter(|n| n.len() == 2)?)))
+        .map(|(fan, prefix)| {
+            let mut sweep = Sweep { dry_run: how.dry_run, count: 0, bytes: 0 };
+            let dead =
+                |rest: &str| Digest::from_hex(&format!("{prefix}{rest}")).map(|d| !live.objects.contains(&d));
+            sweep.directory(fan, dead)?;
+            if !how.dry_run {
+                // Fails while it holds something, and that is right.
+                let _ = fs::remove_dir(fan);
+            }
+            Ok(sweep)
+        })
+        .collect::<Result<Vec<Sweep>>>()?;
+    done.objects = objects.iter().map(|sweep| sweep.count).sum();
+    sweep.bytes += objects.iter().map(|sweep| sweep.bytes).sum::<u64>();
     sweep.leftovers(store)?;
     done.leftovers = sweep.take();
     done.bytes = sweep.bytes;

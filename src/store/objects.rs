@@ -1,10 +1,23 @@
 //! File contents, stored once under their digest.
 //!
 //! An [`Intake`] takes contents in: each is written to a file of its own beneath `objects/.intake-…/` while it
-//! is hashed, and [`Intake::finish`] writes all of them to disk at once (`syncfs`) before it gives them their
-//! final names. So an object that has its final name is whole, also after a power cut, and one that exists
-//! need not be looked into again. An intake that ends any other way leaves nothing but its directory, which
-//! the next one or a collection removes.
+//! is hashed. An intake that ends without [`Intake::finish`] leaves nothing but its directory, which the next one or a
+//! collection removes.
+//!
+//! # Why an object is whole after a power cut
+//! 1. All contents of an intake are brought to the disk by one `syncfs`, and only then is one of them given its final
+//!    name. So an object that has its name has its bytes, and one that exists need not be looked into again.
+//! 2. The names are brought to the disk by a `syncfs` before anything refers to them: layer, version and tag are
+//!    written, each with its own fsync, after [`Intake::finish`] has returned. In between an object is one that
+//!    nothing needs.
+//! 3. An object that was there already may be of somebody who has not come to 2. yet, or was killed before: so 2. is done also
+//!    where nothing was new.
+//! 4. Where contents come in several intakes, one `syncfs` is enough for the names of all ([`Intake::give_names`],
+//!    [`sync_names`]). What is noted of the contents meanwhile is a hint, and whoever uses it looks whether the object
+//!    is there.
+//!
+//! A `syncfs` that fails ends the intake with an error: no name is given. No file has an fsync of its own: it is one
+//! flush of the disk for an intake, whatever the number of files.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -156,13 +169,18 @@ impl<'a> Intake<'a> {
         Ok(Ok((digest, size)))
     }
 
-    /// Writes everything to disk and gives the objects their names.
+    /// Writes everything to disk and gives the objects their names, which are on the disk as well.
     pub fn finish(self) -> Result<()> {
+        let store = self.store;
+        self.give_names()?;
+        sync_names(store)
+    }
+
+    /// Writes the contents to disk and gives the objects their names, which are on the disk after [`sync_names`].
+    pub fn give_names(self) -> Result<()> {
         let pending = std::mem::take(&mut *self.pending.lock());
-        let objects = self.store.path("objects");
         if !pending.is_empty() {
-            let top = sys::open_dir(&objects).at("opening", &objects)?;
-            sys::sync_fs(&top).at("writing to disk:", &objects)?;
+            sync_names(self.store)?;
             for (digest, path) in &pending {
                 let to = self.store.object_path(digest);
                 match fs::rename(path, &to) {
@@ -175,10 +193,16 @@ impl<'a> Intake<'a> {
                     r => r.at("naming the object", &to)?,
                 }
             }
-            sys::sync_fs(&top).at("writing to disk:", &objects)?;
         }
         Ok(())
     }
+}
+
+/// Brings all objects to the disk with their names: before anything that refers to one.
+pub fn sync_names(store: &Store) -> Result<()> {
+    let objects = store.path("objects");
+    let top = sys::open_dir(&objects).at("opening", &objects)?;
+    sys::sync_fs(&top).at("writing to disk:", &objects)
 }
 
 impl Drop for Intake<'_> {

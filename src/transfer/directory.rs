@@ -1,7 +1,7 @@
 //! A directory, read as a tree.
 //!
 //! Two passes: the first goes through all directories and notes names and attributes, the second reads the
-//! contents on all cores. Everything is opened beneath the source's own descriptor, and no symbolic link is
+//! contents on all cores, in batches, each brought to the disk while the next is read. Everything is opened beneath the source's own descriptor, and no symbolic link is
 //! followed. Mounts beneath the source are read like any other directory.
 //!
 //! A source that changes meanwhile is an error: each file's `statx` must be the same at the walk, before and
@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, ScopedJoinHandle};
 
 use rayon::prelude::*;
 
@@ -20,7 +21,7 @@ use super::hashed::Hashed;
 use super::{DEPTH_LIMIT, Harvest, PATH_LIMIT, beneath};
 use crate::error::{Doing, Error, Result};
 use crate::layer::model::{Content, Draft, InodeId, Meta, ROOT, join};
-use crate::store::objects::Intake;
+use crate::store::objects::{Intake, sync_names};
 use crate::store::{Digest, Progress, Store};
 use crate::sys::fs::{self as sys, Open, Stat, Time};
 use crate::sys::xattr;
@@ -205,36 +206,50 @@ impl Walk<'_> {
         let read = AtomicU64::new(0);
         let mut rest = &self.files[..];
         let mut found: Vec<(InodeId, Digest)> = Vec::with_capacity(rest.len());
-        while !rest.is_empty() {
-            let (batch, others) = rest.split_at(batch_length(rest));
-            rest = others;
-            let intake = Intake::begin(store)?;
-            let digests = batch
-                .par_iter()
-                .map(|met| {
-                    let digest = match notes.get(store, &met.stat) {
-                        Some(digest) => {
-                            progress.advance(0, met.stat.size);
-                            digest
-                        }
-                        None => {
-                            let began = Time::now();
-                            let digest = self.content(&intake, met, progress)?;
-                            read.fetch_add(met.stat.size, Ordering::Relaxed);
-                            notes.note(&met.stat, digest, began);
-                            digest
-                        }
-                    };
-                    progress.advance(1, 0);
-                    Ok((met.id, digest))
-                })
-                .collect::<Result<Vec<_>>>()?;
-            harvest.new_bytes += intake.new_bytes();
-            intake.finish()?;
-            found.extend(digests);
-            notes.save(!rest.is_empty())?;
-        }
+        thread::scope(|scope| -> Result<()> {
+            // While one batch is brought to the disk, the next is read and hashed.
+            let mut before: Option<ScopedJoinHandle<'_, Result<()>>> = None;
+            while !rest.is_empty() {
+                let (batch, others) = rest.split_at(batch_length(rest));
+                rest = others;
+                let intake = Intake::begin(store)?;
+                let digests = batch
+                    .par_iter()
+                    .map(|met| {
+                        let digest = match notes.get(store, &met.stat) {
+                            Some(digest) => {
+                                progress.advance(0, met.stat.size);
+                                digest
+                            }
+                            None => {
+                                let began = Time::now();
+                                let digest = self.content(&intake, met, progress)?;
+                                read.fetch_add(met.stat.size, Ordering::Relaxed);
+                                notes.note(&met.stat, digest, began);
+                                digest
+                            }
+                        };
+                        progress.advance(1, 0);
+                        Ok((met.id, digest))
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                harvest.new_bytes += intake.new_bytes();
+                found.extend(digests);
+                if let Some(before) = before.take() {
+                    joined(before)?;
+                    notes.save(true)?;
+                }
+                before = Some(scope.spawn(move || intake.give_names()));
+            }
+            if let Some(before) = before {
+                progress.begin("writing to the disk", None);
+                joined(before)?;
+            }
+            Ok(())
+        })?;
+        notes.save(false)?;
         harvest.bytes_read = read.into_inner();
+        sync_names(store)?;
         self.check_unchanged()?;
         for (id, digest) in found {
             if let Content::File { object, .. } = &mut self.draft.get_mut(id).content {
@@ -271,6 +286,10 @@ impl Walk<'_> {
             if same(&met.stat, &now) { Ok(()) } else { Err(self.changed(&met.path)) }
         })
     }
+}
+
+fn joined(naming: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    naming.join().unwrap_or_else(|_| Err(Error::Failed("a thread ended early; import again".into())))
 }
 
 fn batch_length(files: &[Met]) -> usize {
