@@ -3,7 +3,7 @@
 //! Promise: what [`run`] has started and made has ended and is gone when it returns, whatever ended the machine: the
 //! guest, its time limit, a signal, or the death of QEMU, virtiofsd or the mount's daemon. What was mounted before stays
 //! mounted. If this process is killed, the kernel ends QEMU and virtiofsd with it, and the next [`run`] of the desktop takes
-//! the mount that is left and unmounts it in the end.
+//! over the mount that is left and unmounts it in the end.
 //!
 //! ```text
 //! guest ── virtio ── QEMU ── vhost-user socket ── virtiofsd ── the mount ── the desktop's daemon
@@ -364,6 +364,11 @@ impl Place {
         }
     }
 
+    /// Says which daemon serves a mount that was made for the machine, so that the next run knows what a killed one left.
+    fn mark(&self) -> PathBuf {
+        self.0.join("mounted")
+    }
+
     fn mountpoint(&self) -> Result<PathBuf> {
         let dir = self.0.join("root");
         match std::fs::create_dir(&dir) {
@@ -387,14 +392,16 @@ struct Mount {
     store: Store,
     entry: MountEntry,
     ours: bool,
+    mark: PathBuf,
 }
 
 impl Mount {
     fn make(store: &Store, desktop: &str, guest: &Guest, place: &Place) -> Result<Mount> {
+        let mark = place.mark();
         if let Some(entry) = store.mounted(desktop)? {
-            // One in our own place was made by a run that was killed.
-            let ours = entry.mountpoint.starts_with(&place.0);
-            return Ok(Mount { store: store.clone(), entry, ours });
+            let marked = std::fs::read_to_string(&mark).ok();
+            let ours = marked.is_some_and(|pid| pid == entry.pid.to_string());
+            return Ok(Mount { store: store.clone(), entry, ours, mark });
         }
         let mountpoint = match &guest.mountpoint {
             Some(given) => std::path::absolute(given).at("finding the mount point", given)?,
@@ -407,7 +414,10 @@ impl Mount {
             options: MountOptions::default(),
         };
         let entry = daemon::mount(&request, false)?;
-        Ok(Mount { store: store.clone(), entry, ours: true })
+        let pid = entry.pid;
+        let mount = Mount { store: store.clone(), entry, ours: true, mark };
+        std::fs::write(&mount.mark, pid.to_string()).at("writing", &mount.mark)?;
+        Ok(mount)
     }
 
     fn end(mut self) -> Result<()> {
@@ -418,18 +428,19 @@ impl Mount {
         if !std::mem::take(&mut self.ours) {
             return Ok(());
         }
-        match daemon::unmount(&self.store, &self.entry.id) {
-            // Somebody else has unmounted it, or its daemon is dead and so it is by its place that it is found.
-            Err(Error::Nothing(_) | Error::Usage(_) | Error::Failed(_))
-                if process::began(self.entry.pid).is_none() =>
-            {
-                match daemon::unmount_path(Some(&self.store), &self.entry.mountpoint) {
-                    Err(Error::Nothing(_) | Error::Usage(_)) => Ok(()),
-                    r => r.map(|_| ()),
-                }
+        let dead = process::began(self.entry.pid).is_none();
+        // What a dead daemon has left is found by its place.
+        let result = match daemon::unmount(&self.store, &self.entry.id) {
+            Err(_) if dead => daemon::unmount_path(Some(&self.store), &self.entry.mountpoint),
+            r => r,
+        };
+        match result {
+            // Somebody else has unmounted it.
+            Ok(_) | Err(Error::Nothing(_)) => {
+                let _ = std::fs::remove_file(&self.mark);
+                Ok(())
             }
-            Err(Error::Nothing(_)) => Ok(()),
-            r => r.map(|_| ()),
+            Err(e) => Err(e),
         }
     }
 }
