@@ -87,13 +87,13 @@ say "system is $state"
 systemctl --failed --no-legend --plain | while read -r line; do say "failed: $line"; done
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 if [ ! -e /root/installed ]; then
-  # Some want others to be configured before they are unpacked.
+  # One wants another to be configured before it is unpacked.
   dpkg -i /var/cache/apt/archives/*.deb || dpkg -i /var/cache/apt/archives/*.deb
+  bad=$(dpkg --verify; dpkg --audit)
+  [ -z "$bad" ] || { say "dpkg: $bad"; exit 1; }
   touch /root/installed
 fi
-bad=$(dpkg --verify; dpkg --audit)
-[ -z "$bad" ] || { say "dpkg: $bad"; exit 1; }
-say "six times seven is $(echo '6 * 7' | bc), $(echo '[1]' | jq -c 'map(. + 1)')"
+say "six times seven is $(echo '6 * 7' | bc), cron is $(systemctl is-enabled cron)"
 date +%s >>/root/boots
 journalctl --sync
 say "journal: $(journalctl -b -o cat _PID=1 | grep -c .)"
@@ -123,7 +123,7 @@ fn systemd_comes_up_and_real_packages_install_in_a_guest() {
         eprintln!("boot {boot}: systemd's start was done after {:.1} s", up.as_secs_f64());
         guest.expect(0);
         let log = fs::read_to_string(home.user("root/log")).unwrap_or_default();
-        for words in ["GUEST system is running", "GUEST six times seven is 42, [2]", "GUEST done: all well"] {
+        for words in ["GUEST system is running", "GUEST six times seven is 42, cron is enabled", "GUEST done: all well"] {
             assert!(guest.has_said(words), "{words}: {}\n{log}", guest.said.join("\n"));
         }
         home.assert_clean();
