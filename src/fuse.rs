@@ -1,6 +1,7 @@
 //! Translation between fuser and the view, and nothing else: each request takes its pin, asks the view, and
 //! answers.
 
+mod servers;
 mod values;
 
 use std::collections::HashMap;
@@ -28,12 +29,18 @@ use crate::union::listing::Listing;
 use crate::union::names::{Make, Replace};
 use crate::union::node::Node;
 use crate::union::{Answer, Fail, Pin, View};
+use servers::Serving;
 use values::*;
+
+pub use servers::Servers;
 
 /// How long the kernel may keep what only we can change: it is told when that changes.
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 /// How long it may keep what a mapping may change unseen.
 const BRIEFLY: Duration = Duration::from_secs(1);
+
+/// Reads of more bytes than this may take long.
+const AT_ONCE: u32 = 64 << 10;
 
 /// What the kernel gives for a handle where it did not ask at the open. The view gives none of that number.
 const NO_HANDLE: FileHandle = FileHandle(0);
@@ -50,6 +57,7 @@ pub struct Adapter {
     wake: Sender<()>,
     /// Tells the kernel before a request is answered; there once the session is.
     notifier: Arc<OnceLock<Notifier>>,
+    servers: Arc<Servers>,
     manner: Manner,
     dirs: Dirs,
     /// The kernel opens files without asking, and keeps their pages.
@@ -83,6 +91,7 @@ impl Adapter {
         dirty: Arc<AtomicBool>,
         wake: Sender<()>,
         notifier: Arc<OnceLock<Notifier>>,
+        servers: Arc<Servers>,
         manner: Manner,
     ) -> Adapter {
         let dirs = if manner.strict_times { Dirs::Read } else { Dirs::Kept };
@@ -92,6 +101,7 @@ impl Adapter {
             dirty,
             wake,
             notifier,
+            servers,
             manner,
             dirs,
             opens_unasked: false,
@@ -137,6 +147,15 @@ impl Adapter {
         {
             self.drop_listing(node.id);
         }
+    }
+
+    fn serve(&self, req: &Request) -> Serving<'_> {
+        self.servers.serve(req.pid(), false)
+    }
+
+    /// For what waits for disks.
+    fn serve_slowly(&self, req: &Request) -> Serving<'_> {
+        self.servers.serve(req.pid(), true)
     }
 
     fn changing(&self) {
@@ -247,7 +266,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         match self.view.lookup(&pin, parent.0, name.as_bytes()) {
             Ok(None) if matches!(name.as_bytes(), b"." | b"..") => reply.error(Errno::ENOENT),
@@ -261,7 +281,8 @@ impl Filesystem for Adapter {
         self.view.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         self.attributes(self.view.getattr(&pin, ino.0), reply);
     }
@@ -284,6 +305,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _serving = if size.is_some() { self.serve_slowly(req) } else { self.serve(req) };
         self.changing();
         let pin = self.view.pin();
         let change = Change { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
@@ -295,7 +317,8 @@ impl Filesystem for Adapter {
         self.attributes(result, reply);
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         match self.view.readlink(&pin, ino.0) {
             Ok(target) => reply.data(&target),
@@ -313,6 +336,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         let what = match mode & libc::S_IFMT {
@@ -323,6 +347,7 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         self.entry(
@@ -331,13 +356,15 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         empty(self.view.unlink(&pin, parent.0, name.as_bytes()), reply);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         empty(self.view.rmdir(&pin, parent.0, name.as_bytes()), reply);
@@ -351,6 +378,7 @@ impl Filesystem for Adapter {
         target: &std::path::Path,
         reply: ReplyEntry,
     ) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         let what = Make::Symlink(target.as_os_str().as_bytes());
@@ -359,7 +387,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -367,6 +395,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         let how = match flags.bits() {
@@ -386,17 +415,20 @@ impl Filesystem for Adapter {
         empty(result, reply);
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         self.entry(self.view.link(&pin, ino.0, newparent.0, newname.as_bytes()), reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        let _serving = if writes { self.serve_slowly(req) } else { self.serve(req) };
         if self.opens_unasked {
             return reply.error(Errno::ENOSYS);
         }
-        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
+        if writes {
             self.changing();
         }
         let pin = self.view.pin();
@@ -434,6 +466,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         match self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req)) {
@@ -470,7 +503,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -479,6 +512,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _serving = if size > AT_ONCE { self.serve_slowly(req) } else { self.serve(req) };
         let mut buf = vec![0; size as usize];
         let read = match fh {
             NO_HANDLE => self.view.read_unchanging(ino.0, offset, &mut buf),
@@ -502,6 +536,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _serving = self.serve_slowly(req);
         self.changing();
         let pin = self.view.pin();
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
@@ -514,7 +549,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -522,29 +557,33 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.serve(req);
         empty(self.close(fh.0), reply);
     }
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.serve(req);
         // Nothing is held back until a close: the kernel need not ask again.
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let _serving = self.serve_slowly(req);
         match fh {
             NO_HANDLE => reply.ok(),
             fh => empty(self.view.fsync(fh.0, datasync), reply),
         }
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _serving = self.serve(req);
         let flags = match self.dirs {
             // The kernel asks no more, and opens every directory as kept.
             Dirs::Unasked => return reply.error(Errno::ENOSYS),
@@ -558,7 +597,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         match self.listing(&pin, ino, fh, offset) {
             Ok(listing) => {
@@ -576,12 +616,13 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         let listing = match self.listing(&pin, ino, fh, offset) {
             Ok(listing) => listing,
@@ -625,24 +666,20 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _serving = self.serve(req);
         self.view.releasedir(fh.0);
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _serving = self.serve_slowly(req);
         let pin = self.view.pin();
         empty(self.view.fsyncdir(&pin, ino.0), reply);
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _serving = self.serve(req);
         match self.view.statfs() {
             Ok(s) => reply.statfs(
                 s.blocks,
@@ -668,6 +705,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         let how = match flags {
@@ -684,17 +722,20 @@ impl Filesystem for Adapter {
         empty(result, reply);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         answer_xattr(self.view.getxattr(&pin, ino.0, name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _serving = self.serve(req);
         let pin = self.view.pin();
         answer_xattr(self.view.listxattr(&pin, ino.0, caller(req)), size, reply);
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
         let result = self.view.removexattr(&pin, ino.0, name.as_bytes());
@@ -712,6 +753,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _serving = self.serve_slowly(req);
         self.changing();
         let pin = self.view.pin();
         empty(self.view.fallocate(&pin, fh.0, mode as u32, offset, length, caller(req)), reply);
@@ -719,13 +761,14 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _serving = self.serve_slowly(req);
         let hole = match whence {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
@@ -744,7 +787,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -755,6 +798,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _serving = self.serve_slowly(req);
         self.changing();
         match self.view.copy_range(fh_in.0, offset_in, fh_out.0, offset_out, len) {
             Ok(n) => reply.written(n as u32),
@@ -764,7 +808,7 @@ impl Filesystem for Adapter {
 
     fn ioctl(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         flags: IoctlFlags,
@@ -773,6 +817,7 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let _serving = self.serve_slowly(req);
         let at = if flags.contains(IoctlFlags::FUSE_IOCTL_DIR) || fh == NO_HANDLE {
             Target::Number(ino.0)
         } else {

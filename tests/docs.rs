@@ -1,6 +1,10 @@
 //! The project's pages are there, and what they say of the program is so.
 
 mod common;
+// What the comparison with peers writes, as it knows it itself.
+#[allow(dead_code)]
+#[path = "../benches/peers/page.rs"]
+mod page_of_peers;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -164,4 +168,54 @@ fn every_line_of_semantics_names_a_test_that_exists() {
         .map(|line| line.lines().next().unwrap_or_default())
         .collect();
     assert!(bare.is_empty(), "SEMANTICS.md has lines without a test:\n{}", bare.join("\n"));
+}
+
+#[test]
+fn the_table_of_peers_is_as_the_program_that_measures_them_makes_it() {
+    let faults = page_of_peers::faults(&page("BENCHMARKS.md"));
+    assert!(
+        faults.is_empty(),
+        "BENCHMARKS.md: measure again with `cargo bench --bench peers -- --write BENCHMARKS.md`:\n{}",
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn a_table_of_peers_that_the_program_did_not_make_is_noticed() {
+    use page_of_peers::{BEGIN, END, HEADS, PEERS, ROWS, faults, ratio, replaced, verdict};
+    let empty = format!("# Figures\n\n{BEGIN}\n{END}\n\nThe rest.\n");
+    assert!(!faults(&empty).is_empty(), "without heads");
+    let lines: Vec<String> = ROWS
+        .iter()
+        .map(|(work, overlay, fuse)| {
+            let text = ratio(0.9, 0.8, 1.2);
+            let (to, from) = (verdict(&text, *overlay), verdict(&text, *fuse));
+            format!("| {work} | 1 s | 1 s | 1 s | 1 s | {text} | {to} | {text} | {from} |")
+        })
+        .collect();
+    let some = replaced(&empty, "About.", &[(PEERS, lines[3..5].to_vec())]).unwrap();
+    assert!(!faults(&some).is_empty(), "rows are missing");
+    // The others come to them, in the order of the table; what stands around them stays.
+    let all = replaced(&some, "About.", &[(PEERS, lines.clone())]).unwrap();
+    assert_eq!(faults(&all), Vec::<String>::new(), "{all}");
+    assert!(all.starts_with("# Figures\n") && all.ends_with("The rest.\n"), "{all}");
+    assert_eq!(replaced(&all, "About.", &[]).unwrap(), all, "written once more");
+    let missed = all.lines().filter(|l| l.contains("**missed**")).count();
+    assert_eq!(missed, lines.iter().filter(|l| l.contains("**missed**")).count());
+    for (what, other) in [
+        ("another head", all.replace("| to overlayfs |", "| against overlayfs |")),
+        ("a head that is missing", all.replace(HEADS[1], "")),
+        ("a row that nobody measures", all.replace(ROWS[0].0, "walk")),
+        ("a row that is gone", all.replace(&format!("{}\n", lines[7]), "")),
+        ("a verdict that is wrong", all.replacen("≤ 0.8: **missed**", "≤ 0.8", 1)),
+        ("another target", all.replacen("≤ 2 ", "≤ 3 ", 1)),
+        ("a ratio that was changed", all.replace(&lines[1], &lines[1].replacen("0.900", "2.900", 1))),
+        ("a cell too many", all.replacen("| 1 s |", "| 1 s | 1 s |", 1)),
+        ("a quick look", all.replace("About.", "With --small.")),
+        ("no end", all.replace(END, "")),
+        ("two ends", all.replace(END, &format!("{END}\n{END}"))),
+    ] {
+        assert_ne!(other, all, "{what}: nothing was changed");
+        assert!(!faults(&other).is_empty(), "{what} goes unnoticed");
+    }
 }

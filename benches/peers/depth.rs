@@ -1,18 +1,17 @@
-//! What has no place in the table: how cost grows with depth, and who shares a page cache.
+//! What has tables of its own: how cost grows with depth, and who shares a page cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::ground::{Ground, call, drop_caches, remove, sync};
-use crate::table::median;
+use crate::page::{self, DEPTHS};
+use crate::table::ratio;
 use crate::trees::Scale;
 use crate::work::{read_through, timed};
 
-const DEPTHS: [usize; 4] = [1, 10, 100, 400];
-
 /// Looks at every name of a stack of 1, 10, 100 and 400 layers, from empty caches, against 1 layer.
-pub fn lookups(ground: &Ground, rounds: usize) {
+pub fn lookups(ground: &Ground, rounds: usize) -> Vec<String> {
     let home = ground.aside("depth");
     let deepest = DEPTHS[DEPTHS.len() - 1];
     // Layer 1 has all names; each further one changes one of them. Names are short since the kernel reads
@@ -67,25 +66,22 @@ pub fn lookups(ground: &Ground, rounds: usize) {
             }
         }
     }
-    println!("\nLookup of 2,000 names from empty caches, against one layer:\n");
-    println!("| layers | overlayfs | Reroot |\n|---|---|---|");
-    for (i, depth) in DEPTHS.iter().enumerate() {
-        let mut text = |side: usize| {
-            let all = &mut ratios[side][i];
-            let middle = median(all).unwrap_or_default();
-            format!("{middle:.2} ({:.2}–{:.2})", all[0], all[all.len() - 1])
-        };
-        println!("| {depth} | {} | {} |", text(0), text(1));
-    }
+    let line = |(i, depth): (usize, &usize)| {
+        let [overlay, ours] = [0, 1].map(|side: usize| ratio(&mut ratios[side][i].clone()));
+        let wanted = (i == DEPTHS.len() - 1).then_some(page::FLAT);
+        format!("| {depth} layers, against 1 | {overlay} | {ours} | {} |", page::verdict(&ours, wanted))
+    };
+    let lines = DEPTHS.iter().enumerate().map(line).collect();
     for depth in DEPTHS {
         call(Command::new("umount").arg(home.join(format!("o{depth}"))));
         ground.reroot(&["umount", &format!("deep{depth}")]);
     }
     remove(&home);
+    lines
 }
 
 /// Mounts of one version that each read the same large file: how much the host's page cache grows.
-pub fn sharing(ground: &Ground, scale: &Scale) {
+pub fn sharing(ground: &Ground, scale: &Scale) -> String {
     let home = ground.aside("sharing");
     let (mib, count) = (scale.written, scale.mounts);
     ground.make("shared", |dir| crate::trees::large(&dir.join("file"), mib));
@@ -107,13 +103,13 @@ pub fn sharing(ground: &Ground, scale: &Scale) {
         read_through(&home.join(format!("m{n}/file")));
     }
     let grown = cached().saturating_sub(before) / 1024;
-    println!(
-        "\n{count} mounts of one version that each read the same {mib} MiB: the page cache grew by {grown} MiB."
-    );
     for n in 0..count {
         ground.reroot(&["umount", &format!("shared{n}")]);
         ground.reroot(&["rm", &format!("shared{n}")]);
     }
     ground.drop_tree("shared");
     remove(&home);
+    // Once, and a tenth of it for what else the machine reads meanwhile.
+    let verdict = if grown <= mib + mib / 10 { "once" } else { "once: **missed**" };
+    format!("| {count} mounts of one version read the same file | {mib} MiB each | {grown} MiB | {verdict} |")
 }

@@ -24,8 +24,13 @@ pub enum Peer {
     Inspect,
 }
 
-/// A scratch directory on a real file system, with a store and the trees in it.
+/// A file system with a store and the trees in it.
+///
+/// It is ext4 as `mkfs.ext4` makes it, on a loop device that goes past the page cache: the same on every machine, and
+/// nobody else's files in it. Without a journal, as some machines' disks are, ext4 looks for minutes past the numbers
+/// of removed files whenever a file is made, and each row would pay for the one before it.
 pub struct Ground {
+    home: PathBuf,
     dir: PathBuf,
     count: Cell<u32>,
 }
@@ -34,11 +39,53 @@ impl Ground {
     /// Makes one beneath `$TMPDIR`, else `/var/tmp`.
     pub fn new() -> Ground {
         let top = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        let dir = top.join(format!("rrpeers-{}", std::process::id()));
+        let home = top.join(format!("rrpeers-{}", std::process::id()));
+        let (image, dir) = (home.join("image"), home.join("disk"));
+        fs::create_dir_all(&dir).expect("scratch directory");
+        let file = fs::File::create(&image).expect("image");
+        file.set_len(64 << 30).expect("image");
+        call(
+            Command::new("mkfs.ext4")
+                .args(["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+                .arg(&image),
+        );
+        let mut attach = Command::new("losetup");
+        let out =
+            attach.args(["--direct-io=on", "--find", "--show"]).arg(&image).output().expect("losetup runs");
+        assert!(out.status.success(), "losetup: {}", String::from_utf8_lossy(&out.stderr));
+        let device = String::from_utf8_lossy(&out.stdout).trim().to_string();
+        let mounted = Command::new("mount").args(["-t", "ext4", "-o", "discard", &device]).arg(&dir).output();
+        // From here on the device goes with its last user.
+        call(Command::new("losetup").args(["-d", &device]));
+        assert!(mounted.is_ok_and(|out| out.status.success()), "mounting {device}");
         for name in ["trees", "shows"] {
             fs::create_dir_all(dir.join(name)).expect("scratch directory");
         }
-        Ground { dir, count: Cell::new(0) }
+        Ground { home, dir, count: Cell::new(0) }
+    }
+
+    /// The machine, the command, and the peers' versions, as a paragraph.
+    pub fn about(&self, small: bool, rounds: usize) -> String {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = memory.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let version: Vec<u32> = kernel.split(['.', '-']).map_while(|w| w.parse().ok()).take(2).collect();
+        let version: Vec<String> = version.iter().map(u32::to_string).collect();
+        let fuse = Command::new("fuse-overlayfs").arg("--version").output();
+        let fuse = fuse.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+        let fuse = fuse.lines().find(|l| l.starts_with("fuse-overlayfs")).unwrap_or("fuse-overlayfs");
+        let small = if small { " --small" } else { "" };
+        format!(
+            "Measured by `cargo bench --bench peers --{small} --rounds {rounds}` on {cores} cores and {} GiB, Linux {}, on ext4 \
+             with mkfs.ext4's defaults; {fuse}.",
+            (kib + (1 << 19)) >> 20,
+            version.join("."),
+        )
+    }
+
+    fn store(&self) -> PathBuf {
+        self.dir.join("store")
     }
 
     /// Where the tree lies.
@@ -77,8 +124,13 @@ impl Ground {
 
     /// Runs a command of ours on the store.
     pub fn reroot(&self, args: &[&str]) -> String {
+        self.reroot_on(&self.store(), args)
+    }
+
+    /// Runs a command of ours on another store.
+    pub fn reroot_on(&self, store: &Path, args: &[&str]) -> String {
         let mut command = Command::new(REROOT);
-        command.arg("--store").arg(self.dir.join("store")).args(args);
+        command.arg("--store").arg(store).args(args);
         let out = command.output().expect("reroot runs");
         assert!(out.status.success(), "reroot {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
@@ -126,7 +178,8 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        remove(&self.dir);
+        let _ = Command::new("umount").arg(&self.dir).status();
+        remove(&self.home);
     }
 }
 

@@ -1,9 +1,7 @@
-//! Rounds, ratios and the table that BENCHMARKS.md holds.
+//! Rounds and their ratios, as lines of the table.
 
 use crate::ground::Peer;
-
-/// The table's first line. A test compares BENCHMARKS.md with it, so that an old table is noticed.
-pub const HEAD: &str = "| work | native | overlayfs | fuse-overlayfs | Reroot | to overlayfs | wanted | to fuse-overlayfs | wanted |";
+use crate::page;
 
 /// What was measured of one row: per round, one value for each peer (seconds, or what the row says).
 #[derive(Debug, Default)]
@@ -27,26 +25,22 @@ impl Measured {
     }
 
     /// The row as a line of the table.
-    pub fn line(&self, work: &str, ours: Peer, wanted: (Option<f64>, Option<f64>)) -> String {
+    pub fn line(&self, row: &page::Row, ours: Peer) -> String {
+        let (work, overlay, fuse) = row;
         let time = |peer| median(&mut self.values(peer)).map_or_else(|| "–".into(), seconds);
         let ratio = |to, wanted: Option<f64>| {
-            let mut all = self.ratios(ours, to);
-            let Some(middle) = median(&mut all) else { return ("–".to_string(), "–".to_string()) };
-            let text = format!("{middle:.2} ({:.2}–{:.2})", all[0], all[all.len() - 1]);
-            match wanted {
-                Some(limit) if middle <= limit => (text, format!("≤ {limit}")),
-                Some(limit) => (text, format!("≤ {limit}: **missed**")),
-                None => (text, "–".into()),
-            }
+            let text = ratio(&mut self.ratios(ours, to));
+            let verdict = page::verdict(&text, wanted);
+            format!("{text} | {verdict}")
         };
-        let (overlay, overlay_wanted) = ratio(Peer::Overlay, wanted.0);
-        let (fuse, fuse_wanted) = ratio(Peer::FuseOverlay, wanted.1);
         format!(
-            "| {work} | {} | {} | {} | {} | {overlay} | {overlay_wanted} | {fuse} | {fuse_wanted} |",
+            "| {work} | {} | {} | {} | {} | {} | {} |",
             time(Peer::Native),
             time(Peer::Overlay),
             time(Peer::FuseOverlay),
             time(ours),
+            ratio(Peer::Overlay, *overlay),
+            ratio(Peer::FuseOverlay, *fuse),
         )
     }
 }
@@ -57,7 +51,16 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn seconds(s: f64) -> String {
+/// Ratios as they are written; sorts.
+pub fn ratio(all: &mut [f64]) -> String {
+    match median(all) {
+        Some(middle) => page::ratio(middle, all[0], all[all.len() - 1]),
+        None => "–".into(),
+    }
+}
+
+/// A time as it is written.
+pub fn seconds(s: f64) -> String {
     if s >= 1.0 {
         format!("{s:.2} s")
     } else if s >= 1e-3 {

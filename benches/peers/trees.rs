@@ -75,6 +75,22 @@ pub fn files(dir: &Path, count: usize, bytes: usize) {
     }
 }
 
+/// That many MiB in files as a system has them: of fifty in a directory one of 3 MiB, the others of 46 KB.
+pub fn mixed(dir: &Path, mib: u64) {
+    let mut noise = Noise(mib + 1);
+    let mut content = vec![0; 3 << 20];
+    let each = (3 << 20) + 49 * 46_000;
+    for d in 0..(mib << 20) / each {
+        let home = dir.join(format!("d{d:04}"));
+        fs::create_dir(&home).expect("directory");
+        for f in 0..50 {
+            let bytes = content.get_mut(..if f == 0 { 3 << 20 } else { 46_000 }).expect("shorter");
+            noise.fill(bytes);
+            fs::write(home.join(format!("file-{f:02}")), bytes).expect("file");
+        }
+    }
+}
+
 /// One file of that many MiB.
 pub fn large(path: &Path, mib: u64) {
     let mut noise = Noise(mib);

@@ -18,7 +18,7 @@ use super::control;
 use super::options::DataMode;
 use super::{Layers, MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
-use crate::fuse::{Adapter, Manner};
+use crate::fuse::{Adapter, Manner, Servers};
 use crate::store::desktops::Desktop;
 use crate::store::mounts::{MountClaim, MountEntry};
 use crate::store::{Digest, Store};
@@ -229,9 +229,13 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
     let notifier = Arc::new(OnceLock::new());
     let manner = Manner { map_ids, strict_times: request.options.strictatime };
-    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, notifier.clone(), manner);
+    let servers = Arc::new(Servers::new(THREADS));
+    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, notifier.clone(), servers.clone(), manner);
     let (session, attach, device) = make_session(request, adapter, &point, &source(request), map_ids)?;
     let _ = notifier.set(session.notifier());
+    if let Some(device) = &device {
+        servers.listen_to(device.try_clone().doing("starting")?);
+    }
     let running = Arc::new(Running {
         store: store.clone(),
         desktop,
@@ -275,12 +279,18 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         };
         thread::Builder::new().name("copier".into()).spawn(copy).doing("starting")?
     };
+    let watching = {
+        let servers = servers.clone();
+        thread::Builder::new().name("servers".into()).spawn(move || servers.watch()).doing("starting")?
+    };
     unmount_on_signal(point)?;
     ready(&entry);
 
     let result =
         serving.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread of the session ended early")));
     ended.store(true, Ordering::Relaxed);
+    servers.end();
+    let _ = watching.join();
     let _ = house.join();
     let _ = copier.join();
     drop(control);

@@ -86,6 +86,14 @@ pub struct FuseMount {
     pub read_only: bool,
 }
 
+/// Whether a FUSE device has a request that nobody took yet. Does not wait.
+pub fn has_request(device: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(device, PollFlags::IN)];
+    // An error is as good as a request: reading tells it.
+    poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
+}
+
 /// A FUSE file system that exists but is not attached anywhere yet.
 #[derive(Debug)]
 pub struct Detached(OwnedFd);

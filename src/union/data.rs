@@ -207,10 +207,13 @@ impl View {
             false
         } else if owns {
             true
+        } else if let Some(gains) = state.gains {
+            gains
         } else {
             drop(state);
             let gains = self.gains(node)?;
             state = node.state();
+            state.gains = Some(gains);
             state.passed > 0 || (state.cached == 0 && gains)
         };
         let way = if passed { Way::Passed } else { Way::Cached { keep: !state.unseen } };

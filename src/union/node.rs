@@ -77,6 +77,8 @@ pub struct State {
     pub kept: Option<Arc<OwnedFd>>,
     /// The user's file while it is open.
     pub file: Option<Arc<File>>,
+    /// Whether the stack's file gains by being read past the daemon, once that was looked up.
+    pub gains: Option<bool>,
     /// The stack's object while it is read through the daemon.
     pub object: Option<Arc<File>>,
     /// Open handles whose bytes go through the daemon and the kernel's page cache.

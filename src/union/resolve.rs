@@ -309,6 +309,7 @@ impl View {
             state.shown = state.shown.max(generation);
             if state.lower.is_none() || state.lower_generation < generation {
                 state.lower = Some(lower);
+                state.gains = None;
                 state.displaced = false;
                 state.lower_generation = generation;
             }
@@ -444,6 +445,7 @@ impl View {
             state.shown = state.shown.max(pin.0.number);
             if lower.is_some() && (state.lower.is_none() || state.lower_generation < pin.0.number) {
                 state.lower = lower;
+                state.gains = None;
                 state.displaced = false;
                 state.lower_generation = pin.0.number;
             }
