@@ -9,6 +9,5 @@ mod common;
 
 mod ends;
 mod guest;
-mod peers;
 mod story;
 mod words;

@@ -123,7 +123,11 @@ fn systemd_comes_up_and_real_packages_install_in_a_guest() {
         eprintln!("boot {boot}: systemd's start was done after {:.1} s", up.as_secs_f64());
         guest.expect(0);
         let log = fs::read_to_string(home.user("root/log")).unwrap_or_default();
-        for words in ["GUEST system is running", "GUEST six times seven is 42, cron is enabled", "GUEST done: all well"] {
+        for words in [
+            "GUEST system is running",
+            "GUEST six times seven is 42, cron is enabled",
+            "GUEST done: all well",
+        ] {
             assert!(guest.has_said(words), "{words}: {}\n{log}", guest.said.join("\n"));
         }
         home.assert_clean();
