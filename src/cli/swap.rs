@@ -58,9 +58,18 @@ fn swap(ui: &Ui, store: &Store, args: &Swap, direction: Direction) -> Done {
     if let [name] = &args.desktops[..] {
         let outcome = one(name);
         let report = outcome.result?;
+        let image = &outcome.image;
+        if direction == Direction::Rollback && to.is_none() && is_built_on(store, &report.to, &report.from) {
+            ui.note(format!(
+                "this goes forward: {} was built on {}; `--to {image}:TAG` names an older version (`reroot log {image}` \
+                 lists them)",
+                choice_text(image, &report.to),
+                choice_text(image, &report.from)
+            ));
+        }
         ui.answer(
             || serde_json::to_value(&report).unwrap_or_default(),
-            |out| report_text(out, &outcome.image, &report),
+            |out| report_text(out, image, &report),
         )?;
         return Ok(0);
     }
@@ -74,6 +83,18 @@ fn swap(ui: &Ui, store: &Store, args: &Swap, direction: Direction) -> Done {
     });
     ui.answer(|| outcomes.iter().map(outcome_json).collect(), |out| summary(out, &outcomes))?;
     Ok(worst(outcomes.iter().map(|o| o.result.as_ref().map_or_else(Error::exit_status, |_| 0))))
+}
+
+/// Whether a version was made from another, at whatever distance.
+fn is_built_on(store: &Store, version: &Choice, other: &Choice) -> bool {
+    let mut at = store.version(&version.version).ok().and_then(|m| m.parent);
+    while let Some(parent) = at {
+        if parent == other.version {
+            return true;
+        }
+        at = store.version(&parent).ok().and_then(|m| m.parent);
+    }
+    false
 }
 
 /// The desktops that the arguments choose, each once.

@@ -22,6 +22,10 @@ fn upgrade_goes_to_latest_and_rollback_to_the_version_before() {
     let back = desk.program.swap(&["rollback", "pc"]);
     assert_eq!(back["to"]["tag"], "2", "{back}");
     assert_eq!(mount.sh("cat v n"), "2n");
+    let forward = desk.program.ok(&["rollback", "pc"]);
+    assert!(forward.err().contains("goes forward: os:latest ("), "{}", forward.err());
+    let back = desk.program.ok(&["rollback", "pc"]);
+    assert!(!back.err().contains("forward"), "{}", back.err());
     desk.program.ok(&["rollback", "pc", "--to", "os:1"]);
     assert_eq!(mount.sh("cat v; ls"), "1v");
     desk.program.run(&["upgrade", "pc", "--to", "os:none"]).expect_code(1);
