@@ -115,7 +115,7 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
             errno => Error::Io(format!("settling {shown}"), std::io::Error::from_raw_os_error(errno)),
         }
     })?;
-    view.sync().map_err(io)?;
+    view.close().map_err(io)?;
     // Nothing stands on older versions any more.
     desktop.replace_pins(&BTreeSet::new())?;
     Ok(Settled { files_completed: done.files, bytes_copied: done.bytes, set_aside: done.aside })
@@ -236,6 +236,7 @@ fn reset(desktop: &Desktop, version: Digest, image: &str, tag: &str, patterns: &
         let held = desktop.lock()?;
         let mut state = desktop.state()?;
         state.complete_pending();
+        super::swap::complete_pins(desktop, &state)?;
         state.pending = Some(Choice { version, tag: Some(tag.into()) });
         state.image = image.into();
         state.complete_pending();

@@ -296,7 +296,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     drop(control);
     let _ = std::fs::remove_file(&socket);
     view.finish();
-    if let Err(e) = view.sync() {
+    if let Err(e) = view.close() {
         log::error!("the last sync of the user layer: error {}", e.0);
     }
     // Other threads may still hold the claim; it ends with this process.

@@ -13,6 +13,8 @@ use crate::store::{Store, audit};
 use crate::sys::mount;
 use crate::union::View;
 use crate::union::lower::Tree;
+use crate::union::marks::Namespace;
+use crate::union::pins;
 use crate::union::swap::{Case, blocking_mount, conflicts};
 
 /// How long a swap waits for requests that began before it. One that takes longer is not waited for.
@@ -38,6 +40,7 @@ pub fn swap(store: &Store, desktop: &Desktop, request: &SwapRequest) -> Result<S
     let (target, plan) = plan(store, desktop, &state, request)?;
     let mut report = plan.report(desktop, &state, &target, request.dry_run, false);
     if !request.dry_run {
+        complete_pins(desktop, &state)?;
         state.pending = Some(target);
         state.complete_pending();
         desktop.write_state(&state, &held)?;
@@ -46,6 +49,18 @@ pub fn swap(store: &Store, desktop: &Desktop, request: &SwapRequest) -> Result<S
     }
     report.total_ms = milliseconds(begin.elapsed());
     Ok(report)
+}
+
+/// A desktop that is not mounted is about to leave the version that it runs on: the ledger of its pins names that if the
+/// user layer needs it.
+pub fn complete_pins(desktop: &Desktop, state: &State) -> Result<()> {
+    if !desktop.ledger_is_open() {
+        return Ok(());
+    }
+    let user = desktop.user_layer()?;
+    let top = crate::sys::fs::open_dir(&user).at("opening the user layer", &user)?;
+    pins::complete(desktop, &state.current.version, &top, Namespace::for_process())?;
+    desktop.close_ledger()
 }
 
 /// What a swap will do.
@@ -171,6 +186,7 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
         }
         // From here a crash comes up on the target.
         running.keep_version(&target.version)?;
+        running.view.leave_current()?;
         desktop.write_state(&State { pending: Some(target.clone()), ..state }, &held)?;
         (target, plan, report)
     };
@@ -210,8 +226,11 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
         state.pending = Some(target);
         state.complete_pending();
         report.generation = state.generation;
-        if let Err(e) = desktop.write_state(&state, &held) {
-            log::error!("{e}; the swap is done, and what is pending on disk is completed by the next one");
+        match desktop.write_state(&state, &held) {
+            Ok(()) => view.enter(plan.new.version),
+            Err(e) => {
+                log::error!("{e}; the swap is done, and what is pending on disk is completed by the next one")
+            }
         }
     }
     report.total_ms = milliseconds(begin.elapsed());

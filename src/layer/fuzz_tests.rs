@@ -38,6 +38,7 @@ fn visit(index: &Index, other: &Index) {
         let _ = (index.leader(&node), index.object(&node), index.dir_digest(&node), index.target(&node));
         let _ = (index.xattrs(&node), index.xattr(&node, b"user.a"), index.has_xattrs(&node));
         let _ = (index.lookup(&node, b"deep"), index.by_number(node.number), node.rdev());
+        let _ = index.holds_links(&node);
         let _ = (encode::meta_of(index, &node), encode::content_of(index, &node));
     }
     let _ = (index.node(u32::MAX), index.by_number(7), index.find(b"dir/deep/file"));

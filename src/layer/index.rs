@@ -15,8 +15,10 @@
 //!    it as its parent (so a walk sees no node twice, and costs no more than the file is long);
 //! 4. a hard-link group is a ring of nodes that agree on their number of names, none of them a directory.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::store::Digest;
@@ -54,6 +56,8 @@ pub struct Index {
     numbers: Range<usize>,
     names: Range<usize>,
     blobs: Range<usize>,
+    /// Places of directories with hard links beneath them, once somebody asked.
+    above_links: OnceLock<HashSet<u32>>,
 }
 
 /// One path of an index, its fields copied out.
@@ -158,7 +162,8 @@ impl Index {
         if blobs.end != map.len() || nodes.is_empty() || nodes.len() / NODE >= NONE as usize {
             return None;
         }
-        Some(Index { map, flags, stack, nodes, digests, numbers, names, blobs })
+        let above_links = OnceLock::new();
+        Some(Index { map, flags, stack, nodes, digests, numbers, names, blobs, above_links })
     }
 
     /// Whether it is a tree.
@@ -338,6 +343,39 @@ impl Index {
         Ok(out)
     }
 
+    /// Whether one of several hard links lies beneath a directory. Trees only.
+    pub fn holds_links(&self, dir: &Node) -> Result<bool> {
+        if self.nodes.len() / NODE == self.numbers.len() / NUMBER {
+            // Each path has a number of its own.
+            return Ok(false);
+        }
+        let above = match self.above_links.get() {
+            Some(above) => above,
+            None => {
+                let found = self.find_links()?;
+                self.above_links.get_or_init(|| found)
+            }
+        };
+        Ok(above.contains(&dir.at))
+    }
+
+    fn find_links(&self) -> Result<HashSet<u32>> {
+        let mut above = HashSet::new();
+        for at in 0..self.len() {
+            let mut node = self.node(at)?;
+            if node.is_dir() || node.nlink <= 1 {
+                continue;
+            }
+            while node.at != ROOT && above.insert(node.parent) {
+                if node.parent >= node.at {
+                    return Err(damaged("a parent comes after its child"));
+                }
+                node = self.node(node.parent)?;
+            }
+        }
+        Ok(above)
+    }
+
     /// The first path (in byte order) of the node's hard-link group, the node itself where it is alone.
     pub fn leader(&self, node: &Node) -> Result<Node> {
         if node.is_dir() || node.count <= 1 { Ok(*node) } else { self.node(node.first) }
@@ -402,5 +440,44 @@ impl Index {
     /// The value of one extended attribute.
     pub fn xattr(&self, node: &Node, name: &[u8]) -> Result<Option<&[u8]>> {
         Ok(self.xattrs(node)?.into_iter().find(|(n, _)| *n == name).map(|(_, v)| v))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::encode;
+    use crate::layer::model::{Content, Draft, Meta, ROOT as TOP};
+
+    #[test]
+    fn directories_above_hard_links_are_told_from_the_others() {
+        let path = std::env::temp_dir().join(format!("reroot-index-links-{}", std::process::id()));
+        let answers = |links: &[&[u8]]| {
+            let mut draft = Draft::default();
+            let dir = |draft: &mut Draft, above, name: &[u8]| {
+                let id = draft.add(Meta::default(), Content::Dir { opaque: false });
+                draft.link(above, name, id);
+                id
+            };
+            let (a, b) = (dir(&mut draft, TOP, b"a"), dir(&mut draft, TOP, b"b"));
+            let (deep, _) = (dir(&mut draft, a, b"deep"), dir(&mut draft, a, b"none"));
+            for name in [b"1", b"2"] {
+                let file = draft.add(Meta::default(), Content::File { object: Digest::of(name), size: 1 });
+                for above in [deep, b] {
+                    if above == deep || links.contains(&&name[..]) {
+                        draft.link(above, name, file);
+                    }
+                }
+            }
+            std::fs::write(&path, encode::tree(&draft, Digest::of(b"s")).unwrap()).unwrap();
+            let index = Index::open(&File::open(&path).unwrap()).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let holds =
+                |path: &str| index.holds_links(&index.find(path.as_bytes()).unwrap().unwrap()).unwrap();
+            ["", "a", "a/deep", "a/none", "b"].map(holds)
+        };
+        assert_eq!(answers(&[]), [false; 5]);
+        assert_eq!(answers(&[b"2"]), [true, true, true, false, true]);
+        assert_eq!(answers(&[b"1", b"2"]), [true, true, true, false, true]);
     }
 }

@@ -4,7 +4,8 @@
 //! desktops/<name>/
 //!   desktop.toml   policy: where the user layer lies, labels; written by `create`
 //!   state.json     image, current, previous, pending, generation; every change replaces it whole
-//!   pins           versions whose objects the user layer needs; append-only, fsynced before use
+//!   pins           versions whose objects the user layer needs; append-only
+//!   pins-open      there while `pins` may not name the current version yet, which the user layer may need
 //!   lock           held while the state changes
 //!   user/          the user layer, unless `create --user-layer` put it elsewhere
 //!   work/          beside it: files on their way, the index of numbers
@@ -146,15 +147,52 @@ impl Desktop {
 
     /// Notes in the ledger that the user layer needs a version's objects, and waits until that is on disk.
     pub fn pin(&self, version: &Digest) -> Result<()> {
+        self.note_pin(version)?;
+        self.sync_pins()
+    }
+
+    /// As [`Desktop::pin`] without waiting for the disk: enough while the ledger is open and the desktop runs on that
+    /// version.
+    pub fn note_pin(&self, version: &Digest) -> Result<()> {
         let path = self.dir.join("pins");
-        let result = (|| {
-            let mut file = File::options().append(true).create(true).open(&path)?;
-            // A leading newline ends a line that a crash cut off.
-            file.write_all(format!("\n{version}\n").as_bytes())?;
-            file.sync_all()?;
-            File::open(&self.dir)?.sync_all()
-        })();
-        result.at("writing", path)
+        let note = |mut file: File| file.write_all(format!("\n{version}\n").as_bytes());
+        // A leading newline ends a line that a crash cut off.
+        File::options().append(true).create(true).open(&path).and_then(note).at("writing", path)
+    }
+
+    /// Waits until the ledger is on disk.
+    pub fn sync_pins(&self) -> Result<()> {
+        let path = self.dir.join("pins");
+        match File::open(&path).and_then(|file| file.sync_all()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            r => r.at("writing", path)?,
+        }
+        self.sync_dir()
+    }
+
+    fn sync_dir(&self) -> Result<()> {
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).at("writing", &self.dir)
+    }
+
+    /// Notes, on disk when this returns, that the ledger may not name the version that the desktop runs on.
+    pub fn open_ledger(&self) -> Result<()> {
+        let path = self.dir.join("pins-open");
+        File::create(&path).at("writing", path)?;
+        self.sync_dir()
+    }
+
+    /// Whether a mount has pins that may not be in the ledger, or had when its daemon ended early.
+    pub fn ledger_is_open(&self) -> bool {
+        self.dir.join("pins-open").exists()
+    }
+
+    /// The ledger names all versions that the user layer needs, on disk.
+    pub fn close_ledger(&self) -> Result<()> {
+        let path = self.dir.join("pins-open");
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("removing", path),
+            _ => Ok(()),
+        }
     }
 
     /// Replaces the ledger, after what needed the others is gone from the user layer.
@@ -264,6 +302,11 @@ impl Store {
             )));
         };
         let home = desktop.layer_home()?;
+        if keep_user_layer && desktop.ledger_is_open() {
+            // Its daemon ended early; what is current will not be kept by the desktop's state any more.
+            desktop.pin(&desktop.state()?.current.version)?;
+            desktop.close_ledger()?;
+        }
         let pins = desktop.pins()?.len() as u64;
         let removed = Removed { user_layer: desktop.user_layer()?, kept: keep_user_layer, pins };
         if keep_user_layer {

@@ -592,4 +592,12 @@ impl View {
             None => Ok(()),
         }
     }
+
+    /// The last [`View::sync`], when nothing changes any more.
+    pub fn close(&self) -> Answer<()> {
+        match &self.user {
+            Some(user) => Ok(user.close()?),
+            None => Ok(()),
+        }
+    }
 }

@@ -174,6 +174,14 @@ impl Lower {
         }
     }
 
+    /// Whether something beneath a directory may be one of several hard links.
+    pub fn may_hold_links(&self) -> Result<bool> {
+        match &self.entry {
+            Entry::Tree(tree, entry) => tree.index.holds_links(entry),
+            Entry::Plain(..) => Ok(true),
+        }
+    }
+
     /// The child of that name.
     pub fn child(&self, name: &[u8]) -> Result<Option<Lower>> {
         match &self.entry {

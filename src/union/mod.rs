@@ -32,6 +32,7 @@ pub mod moved;
 pub mod names;
 pub mod node;
 pub mod partial;
+pub mod pins;
 pub mod plant;
 pub mod resolve;
 pub mod survey;

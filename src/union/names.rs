@@ -579,10 +579,8 @@ impl View {
         }
         let fd = self.upper_dir(node)?;
         user.marks.set_pin(&*fd, &mark)?;
-        for other in self.nodes.all() {
-            if node.holds(&other)
-                && let Some(l) = &mut other.state().lower
-            {
+        for other in self.nodes.beneath(node) {
+            if let Some(l) = &mut other.state().lower {
                 l.pinned = true;
             }
         }
@@ -595,6 +593,9 @@ impl View {
     /// Hard-linked files of the stack beneath a directory that is about to be moved come up with all their
     /// names: beneath a pin they could not be found by the paths of their group any more.
     fn bring_links(&self, pin: &Pin, dir: &Arc<Node>, lower: &Lower) -> Answer<()> {
+        if !lower.may_hold_links()? {
+            return Ok(());
+        }
         for child in lower.children()? {
             let is_dir = child.format == libc::S_IFDIR;
             if !is_dir && !lower.has_linked(&child)? {

@@ -322,6 +322,31 @@ impl Nodes {
         false
     }
 
+    /// A directory and every known node beneath it, each looked at once.
+    pub fn beneath(&self, dir: &Arc<Node>) -> Vec<Arc<Node>> {
+        // Of directories: whether they are it or beneath it.
+        let mut within = HashMap::from([(dir.id, true), (ROOT, dir.id == ROOT)]);
+        let mut way = Vec::new();
+        let mut is_beneath = |node: &Arc<Node>| {
+            let mut at = node.clone();
+            let found = loop {
+                if let Some(found) = within.get(&at.id) {
+                    break *found;
+                }
+                if at.is_dir() {
+                    way.push(at.id);
+                }
+                match at.place() {
+                    Ok((parent, _)) => at = parent,
+                    Err(_) => break false,
+                }
+            };
+            within.extend(way.drain(..).map(|id| (id, found)));
+            found
+        };
+        self.all().into_iter().filter(|node| is_beneath(node)).collect()
+    }
+
     /// Every known node.
     pub fn all(&self) -> Vec<Arc<Node>> {
         let mut out: Vec<_> = self.known.lock().values().map(|k| k.node.clone()).collect();

@@ -21,7 +21,7 @@ use super::{Answer, Fail, Generation, Pin, View};
 use crate::error::{Doing, Result};
 use crate::layer::diff::{Change, Kind};
 use crate::layer::index::Node as TreeNode;
-use crate::store::Store;
+use crate::store::{Digest, Store};
 use crate::sys::fs::{self as sys, Open};
 
 /// Something that the kernel must be told.
@@ -310,6 +310,18 @@ impl View {
         std::mem::replace(&mut *current, Arc::new(Generation { number, stack: Stack::Version(tree) }))
     }
 
+    /// Another version is about to be noted as what the desktop runs on: see [`super::pins`].
+    pub fn leave_current(&self) -> Result<()> {
+        self.user.as_ref().map_or(Ok(()), |user| user.pins.leave_current())
+    }
+
+    /// The desktop runs on this version, on the disk too.
+    pub fn enter(&self, current: Digest) {
+        if let Some(user) = &self.user {
+            user.pins.enter(current);
+        }
+    }
+
     /// Whether no request of an exchanged generation is left.
     pub fn drained(old: &Arc<Generation>) -> bool {
         Arc::strong_count(old) == 1
@@ -474,8 +486,8 @@ impl View {
         }
         let mut out = vec![Notice::Entry(dir.id, name.to_vec())];
         if node.is_dir() {
-            for other in self.nodes.all() {
-                if other.id != node.id && node.holds(&other) {
+            for other in self.nodes.beneath(node) {
+                if other.id != node.id {
                     let names = other.state().names.clone();
                     out.extend(names.into_iter().map(|(p, n)| Notice::Entry(p.id, n.into_vec())));
                 }

@@ -1,6 +1,5 @@
 //! The user layer on disk: its directories, its work directory, its pin ledger.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -14,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::marks::{Changed, Marks, Namespace};
 use super::moved::Moved;
+use super::pins::Pins;
 use crate::error::{Doing, Error, Result};
 use crate::store::Digest;
 use crate::store::desktops::Desktop;
@@ -45,9 +45,8 @@ pub struct UserLayer {
     counter: AtomicU64,
     /// The host's inode number of the shared whiteout that this program made; 0: none.
     whiteout: AtomicU64,
-    /// What keeps the objects that its marks name; none where it lies over plain directories.
-    ledger: Option<Desktop>,
-    pins: Mutex<HashSet<Digest>>,
+    /// What keeps the objects that its marks name.
+    pub pins: Pins,
     /// Directories on the mount itself: while they are open, nobody unmounts it by mistake.
     _busy: Vec<OwnedFd>,
 }
@@ -133,17 +132,20 @@ impl UserLayer {
             )));
         }
         let moved = Moved::open(&work_fd).at("opening the list of moved numbers in", &work)?;
+        let marks = Namespace::for_process();
+        let mut state = desktop.state()?;
+        state.complete_pending();
+        let pins = Pins::open(desktop, state.current.version, &top, marks)?;
         let layer = UserLayer {
             top: Arc::new(top),
             moved,
             work: work_fd,
-            marks: Namespace::for_process(),
+            marks,
             aside,
             dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
             counter: AtomicU64::new(0),
             whiteout: AtomicU64::new(0),
-            ledger: Some(desktop.clone()),
-            pins: Mutex::new(desktop.pins()?.into_iter().collect()),
+            pins,
             _busy: busy,
         };
         layer.prepare(&user, &work)?;
@@ -175,8 +177,7 @@ impl UserLayer {
             dirs: Mutex::new(LruCache::new(NonZeroUsize::new(OPEN_DIRS).unwrap_or(NonZeroUsize::MIN))),
             counter: AtomicU64::new(0),
             whiteout: AtomicU64::new(0),
-            ledger: None,
-            pins: Mutex::default(),
+            pins: Pins::default(),
             _busy: busy,
         };
         layer.prepare(upper, &own)?;
@@ -407,17 +408,9 @@ impl UserLayer {
         result
     }
 
-    /// Makes sure that the ledger on disk names a version, before a mark is made that needs its objects.
+    /// Notes that a mark is about to be made that needs a version's objects (see [`Pins`]).
     pub fn pin_version(&self, version: Option<Digest>) -> Result<()> {
-        let Some(version) = &version else { return Ok(()) };
-        if self.pins.lock().contains(version) {
-            return Ok(());
-        }
-        if let Some(ledger) = &self.ledger {
-            ledger.pin(version)?;
-        }
-        self.pins.lock().insert(*version);
-        Ok(())
+        version.map_or(Ok(()), |version| self.pins.add(&version))
     }
 
     /// A new empty file in the work directory.
@@ -428,8 +421,15 @@ impl UserLayer {
     }
 
     /// Writes all of it to its disk.
-    pub fn sync(&self) -> io::Result<()> {
-        sys::sync_fs(&*self.top)
+    pub fn sync(&self) -> Result<()> {
+        self.pins.sync()?;
+        sys::sync_fs(&*self.top).doing("writing the user layer to its disk")
+    }
+
+    /// The last [`UserLayer::sync`].
+    pub fn close(&self) -> Result<()> {
+        self.sync()?;
+        self.pins.close()
     }
 }
 

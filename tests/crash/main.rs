@@ -5,6 +5,7 @@
 mod common;
 
 mod fsynced;
+mod pins;
 mod power;
 mod store;
 mod sweep;
