@@ -16,3 +16,4 @@ pub mod store;
 pub mod sys;
 pub mod transfer;
 pub mod union;
+pub mod vm;

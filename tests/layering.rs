@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The table: each part, and what it may import besides `error`, `metrics` and `sys`.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("sys", &[]),
     ("error", &[]),
     ("metrics", &[]),
@@ -17,7 +17,8 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("health", &["store", "trust"]),
     ("fuse", &["union"]),
     ("daemon", &["fuse", "union", "layer", "health", "store", "trust"]),
-    ("cli", &["daemon", "layer", "transfer", "store", "trust", "health"]),
+    ("vm", &["daemon", "store"]),
+    ("cli", &["daemon", "layer", "transfer", "store", "trust", "health", "vm"]),
 ];
 
 /// Parts that everybody but themselves may import.

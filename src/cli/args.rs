@@ -108,6 +108,9 @@ pub enum Command {
     ///
     /// Without --to, to the version that each ran on before.
     Rollback(Swap),
+    /// Run virtual machines whose root is a desktop
+    #[command(subcommand)]
+    Vm(Vm),
     /// Run one mount's daemon
     #[command(hide = true)]
     Serve,
@@ -385,6 +388,94 @@ pub struct Swap {
     /// How many desktops at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: u16,
+}
+
+/// `vm`
+#[derive(Debug, Subcommand)]
+pub enum Vm {
+    /// Run a virtual machine on a desktop until it ends
+    ///
+    /// Mounts the desktop if it is not mounted, starts virtiofsd on it and QEMU, and takes all of it down when the guest
+    /// powers off. Kernel and modules come from the image. The guest's serial console is standard output, and on a terminal
+    /// standard input too (Ctrl-A X ends the machine, Ctrl-A H shows more keys). SIGTERM presses the guest's power button; a
+    /// second one, or 20 seconds, end it.
+    ///
+    /// Exit status: 0 if the guest powered off by itself, 1 if it did anything else.
+    Run(Box<VmRun>),
+    /// Show what libvirt and a boot loader need to know of a mounted desktop
+    Snippet(VmSnippet),
+}
+
+/// `vm run`
+#[derive(Debug, Args)]
+pub struct VmRun {
+    /// The desktop
+    pub desktop: String,
+    /// Boot this kernel [default: the newest in the image]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub kernel: Option<PathBuf>,
+    /// Boot with this initramfs, which must mount the virtiofs device rootfs [default: one made of the image's modules]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub initrd: Option<PathBuf>,
+    /// More words for the kernel's command line; can be given several times
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// The guest's memory, in MiB or with a unit: M, G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = mebibytes)]
+    pub memory: u64,
+    /// The guest's processors [default: 2, or what this machine has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
+    pub cpus: Option<u16>,
+    /// How instructions are executed [default: kvm where it works]
+    #[arg(long, value_name = "HOW", value_parser = ["kvm", "tcg"])]
+    pub accel: Option<String>,
+    /// End the machine after this time; exit status 1
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub timeout: Option<u64>,
+    /// Mount the desktop here [default: a directory of this run's own]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub mountpoint: Option<PathBuf>,
+    /// The virtiofsd to use [default: this machine's]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub virtiofsd: Option<PathBuf>,
+    /// What the guest remembers: with auto it sees an upgrade or rollback of its running root within a second or so; always
+    /// is faster, and it sees one at its next boot
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
+    pub cache: String,
+    /// More options for QEMU, after --
+    #[arg(last = true, value_name = "QEMU OPTIONS")]
+    pub qemu: Vec<OsString>,
+}
+
+/// `vm snippet`
+#[derive(Debug, Args)]
+pub struct VmSnippet {
+    /// The desktop
+    pub desktop: String,
+    /// Where it will be mounted [default: where it is]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub mountpoint: Option<PathBuf>,
+    /// The virtiofsd that libvirt is to start [default: its own choice]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub virtiofsd: Option<PathBuf>,
+    /// As for `vm run`
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
+    pub cache: String,
+    /// More words for the kernel's command line; can be given several times
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+}
+
+/// A size in MiB: `512`, `512M`, `2G`.
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(number) => (number, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let size = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    // Less does not hold a kernel; more is no machine.
+    size.filter(|n| (64..=16 << 20).contains(n))
+        .ok_or_else(|| "a size is 64M to 16384G, such as 512M or 2G".into())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

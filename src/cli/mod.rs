@@ -19,6 +19,7 @@ mod table;
 mod ui;
 mod upkeep;
 mod user_layer;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{Cli, Command, Global};
+use args::{Cli, Command, Global, Vm};
 use ui::Ui;
 
 use crate::error::{Doing, Error, Result};
@@ -103,6 +104,8 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
         Command::Changes(a) => user_layer::changes(ui, store, a),
         Command::Upgrade(a) => swap::upgrade(ui, store, a),
         Command::Rollback(a) => swap::rollback(ui, store, a),
+        Command::Vm(Vm::Run(a)) => vm::run(ui, store, a),
+        Command::Vm(Vm::Snippet(a)) => vm::snippet(ui, store, a),
         Command::Serve
         | Command::HoldUserNamespace
         | Command::Overlay(_)

@@ -80,6 +80,11 @@ impl Ui {
         let _ = writeln!(io::stderr(), "{on}reroot:{off} {text}");
     }
 
+    /// Whether the result is one JSON document, so that nothing else may go to standard output.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// What shows long work.
     pub fn progress(&self) -> Bars {
         Bars::new(self.error_terminal && !self.quiet && !self.json)

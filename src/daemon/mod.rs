@@ -19,6 +19,7 @@ use crate::store::Digest;
 use crate::store::desktops::Choice;
 
 pub use crate::union::swap::{Case, Conflict};
+pub use control::runtime_dir;
 pub use layers::{changes, commit, missing, settle, user_layer_bytes};
 pub use life::{detach_lazily, mount, remount, serve, unmount, unmount_path};
 pub use options::MountOptions;

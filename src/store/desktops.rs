@@ -114,6 +114,12 @@ impl Desktop {
         lock::wait(&self.dir.join("lock"), Share::Exclusive).at("locking", self.dir.join("lock"))
     }
 
+    /// Held while a virtual machine runs on it; `None` if one does already. Taken before every other lock.
+    pub fn claim_machine(&self) -> Result<Option<Lock>> {
+        let path = self.dir.join("vm.lock");
+        lock::attempt(&path, Share::Exclusive).at("locking", path)
+    }
+
     /// The user layer: the overlay format's upper directory.
     pub fn user_layer(&self) -> Result<PathBuf> {
         Ok(self.layer_home()?.join("user"))

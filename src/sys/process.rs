@@ -1,6 +1,8 @@
 //! This process and others.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 /// Whether this process acts as root.
@@ -112,6 +114,40 @@ pub fn private_memory(pid: u32) -> io::Result<u64> {
         }
     }
     Ok(kib * 1024)
+}
+
+/// The program that `command` starts is killed when the thread that starts it ends, and so whatever ends this process
+/// (`PR_SET_PDEATHSIG`); it inherits the descriptors `keep` under the numbers that they have here.
+pub fn tie(command: &mut Command, keep: Vec<OwnedFd>) {
+    use std::os::unix::process::CommandExt;
+    let parent = std::process::id();
+    let prepare = move || {
+        // SAFETY: both calls take numbers only and may be made between fork and exec (they allocate and lock nothing).
+        unsafe {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have ended before it was asked for.
+            if libc::getppid() as u32 != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            for fd in &keep {
+                if libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls that are allowed there, and nothing else.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Asks a process to end (`SIGTERM`); one that has ended is fine.
+pub fn terminate(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
 }
 
 /// Gives the threads that are started from now on stacks of 64 MiB, of which only what is used takes memory.
