@@ -24,7 +24,7 @@ use crate::union::completion::Pieces;
 use crate::union::lower::{Objects, Stack, Tree};
 use crate::union::partial::Merged;
 use crate::union::survey::{digest_of, lay_over, letters, open_for_reading, open_partial};
-use crate::union::upper::UserLayer;
+use crate::union::upper::{UserLayer, discard};
 use crate::union::{Data, Library, Settings, View};
 
 /// The state that the desktop shows, or that its next mount will show: a swap that was cut off counts as done.
@@ -336,10 +336,12 @@ fn reset(desktop: &Desktop, version: Digest, image: &str, tag: &str, patterns: &
     }
     let user = desktop.user_layer()?;
     let top = sys::open_dir(&user).at("opening the user layer", &user)?;
+    let work = desktop.work_dir()?;
+    let work = sys::open_dir(&work).at("opening", &work)?;
     let mut cleared = 0;
     if patterns.is_empty() {
         for (name, _) in sys::list(top.as_fd()).at("reading the user layer", &user)? {
-            sys::remove_all_at(&top, &name).at("clearing the user layer", &user)?;
+            discard(&top, &name, &work).at("clearing the user layer", &user)?;
             cleared += 1;
         }
         let marks = crate::union::marks::Namespace::for_process();
@@ -355,7 +357,7 @@ fn reset(desktop: &Desktop, version: Digest, image: &str, tag: &str, patterns: &
         }
         return Ok(cleared);
     }
-    clear_taken(&top, b"", patterns, &mut cleared).at("clearing the user layer", &user)?;
+    clear_taken(&top, b"", patterns, &work, &mut cleared).at("clearing the user layer", &user)?;
     Ok(cleared)
 }
 
@@ -365,6 +367,7 @@ fn clear_taken(
     dir: &std::os::fd::OwnedFd,
     path: &[u8],
     patterns: &[Pattern],
+    work: &std::os::fd::OwnedFd,
     cleared: &mut u64,
 ) -> std::io::Result<()> {
     let marks = crate::union::marks::Namespace::for_process();
@@ -373,13 +376,13 @@ fn clear_taken(
     for (name, format) in names {
         let path = join(path, &name);
         if patterns.iter().any(|p| p.takes(&path)) {
-            sys::remove_all_at(dir, &name)?;
+            discard(dir, &name, work)?;
             *cleared += 1;
         } else if format == libc::S_IFDIR {
             let sub = sys::open_at(dir, &name, sys::Open::DirPath)?;
             let found = marks.read(&sub)?;
             if !found.opaque && found.pin.is_none() {
-                clear_taken(&sub, &path, patterns, cleared)?;
+                clear_taken(&sub, &path, patterns, work, cleared)?;
             }
         }
     }

@@ -316,6 +316,18 @@ pub fn remove_all_at(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
 }
 
 /// Takes the flags away that keep something from being removed.
+/// [`rename_at`] that replaces, of what may be immutable or append-only, or stand in what is.
+pub fn take_at(from: impl AsFd, name: &[u8], to: impl AsFd, new: &[u8]) -> io::Result<()> {
+    match rename_at(&from, name, &to, new, Rename::Replace) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+            unlock(open_at(&from, name, Open::Read));
+            unlock(open_at(&from, b".", Open::Dir));
+            rename_at(&from, name, &to, new, Rename::Replace)
+        }
+        r => r,
+    }
+}
+
 fn unlock(file: io::Result<OwnedFd>) {
     let Ok(file) = file else { return };
     if let Ok(flags) = get_flags(&file)

@@ -115,6 +115,15 @@ fn three(dirs: Vec<OwnedFd>) -> Result<[OwnedFd; 3]> {
     dirs.try_into().map_err(|_| Error::Failed("the user layer's directories could not be opened".into()))
 }
 
+/// Takes a name out of a user layer that no mount has, whole, and then removes it: whoever looks after a crash sees all
+/// of it or nothing. `work` is the work directory; the next mount clears what a crash left there.
+pub fn discard(dir: impl AsFd, name: &[u8], work: impl AsFd) -> io::Result<()> {
+    let away = format!("{TEMPORARY}discarded");
+    sys::remove_all_at(&work, away.as_bytes())?;
+    sys::take_at(dir, name, &work, away.as_bytes())?;
+    sys::remove_all_at(work, away.as_bytes())
+}
+
 impl UserLayer {
     /// Opens a desktop's user layer; makes sure that its file system can hold the marks, and clears the work
     /// directory of what an earlier daemon left. `atime`: the rules for access times, as `MOUNT_ATTR_*`.
