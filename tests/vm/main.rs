@@ -10,4 +10,5 @@ mod common;
 mod ends;
 mod guest;
 mod story;
+mod units;
 mod words;
