@@ -27,6 +27,19 @@ fn look_with_overlayfs(scratch: &Scratch, lower: &Path, user: &Path) -> Seen {
     seen
 }
 
+/// Settles, and looks with both: the kernel over the exported version, and Reroot.
+fn settled_shows(scratch: &Scratch, program: &Program, version: &str, worked: &Seen) {
+    let user = scratch.store().join("desktops/alice/user");
+    program.ok(&["settle", "alice"]);
+    let lower = scratch.join("lower");
+    program.ok(&["export", version, &format!("dir:{}", lower.display())]);
+    let seen = look_with_overlayfs(scratch, &lower, &user);
+    assert_same("Reroot's view and the kernel's", worked, &seen);
+    let mount = program.mount("alice", scratch.mnt());
+    assert_same("Reroot's view after settling", worked, &look(mount.path()));
+    mount.umount();
+}
+
 fn settled_equals_overlayfs(scratch: &Scratch) {
     let program = Program::new(scratch);
     tree::import(scratch, &program, "os:1", None, base);
@@ -41,14 +54,7 @@ fn settled_equals_overlayfs(scratch: &Scratch) {
     assert_same("after a remount", &worked, &look(mount.path()));
     mount.umount();
 
-    program.ok(&["settle", "alice"]);
-    let lower = scratch.join("lower");
-    program.ok(&["export", "os:1", &format!("dir:{}", lower.display())]);
-    let seen = look_with_overlayfs(scratch, &lower, &user);
-    assert_same("Reroot's view and the kernel's", &worked, &seen);
-    let mount = program.mount("alice", scratch.mnt());
-    assert_same("Reroot's view after settling", &worked, &look(mount.path()));
-    mount.umount();
+    settled_shows(scratch, &program, "os:1", &worked);
     let again = program.json(&["settle", "alice"]);
     assert_eq!(
         (again["files_completed"].as_u64(), again["set_aside"].as_u64()),
@@ -96,7 +102,6 @@ fn what_follows_the_stack_is_settled_and_moved_as_the_present_version_has_it() {
         tree::import(&scratch, &program, tag, parent, |dir| drop(sh(dir, script).ok()));
     }
     program.ok(&["create", "alice", "os:1"]);
-    let user = scratch.store().join("desktops/alice/user");
     let mount = program.mount("alice", scratch.mnt());
     mount.sh("chmod 600 file shorter linked; chown -h 7:7 link moved device moving");
     program.ok(&["upgrade", "alice", "--to", "os:2"]);
@@ -109,13 +114,7 @@ fn what_follows_the_stack_is_settled_and_moved_as_the_present_version_has_it() {
     let mount = program.mount("alice", scratch.mnt());
     assert_same("after a remount", &worked, &look(mount.path()));
     mount.umount();
-    program.ok(&["settle", "alice"]);
-    let lower = scratch.join("lower");
-    program.ok(&["export", "os:2", &format!("dir:{}", lower.display())]);
-    assert_same("the kernel's view", &worked, &look_with_overlayfs(&scratch, &lower, &user));
-    let mount = program.mount("alice", scratch.mnt());
-    assert_same("after settling", &worked, &look(mount.path()));
-    mount.umount();
+    settled_shows(&scratch, &program, "os:2", &worked);
 }
 
 #[test]

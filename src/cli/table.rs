@@ -56,10 +56,13 @@ impl Table {
     }
 }
 
-/// So many bytes in so long, as people read it: `1.0 GiB in 2.5 s, 429 MB/s`.
+/// So many bytes in so long, as people read it: `1.0 GiB in 2.5 s, 429 MB/s`. Of a few bytes the speed says nothing.
 pub fn rate(bytes: u64, seconds: f64) -> String {
-    let speed = bytes as f64 / 1e6 / seconds.max(1e-3);
-    format!("{} in {seconds:.1} s, {speed:.0} MB/s", size(bytes))
+    let mut out = format!("{} in {seconds:.1} s", size(bytes));
+    if bytes >= 1_000_000 {
+        out += &format!(", {:.0} MB/s", bytes as f64 / 1e6 / seconds.max(1e-3));
+    }
+    out
 }
 
 /// A time as scripts read it: seconds, to the millisecond.
