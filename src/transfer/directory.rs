@@ -204,6 +204,23 @@ impl Walk<'_> {
         };
         progress.begin("reading the source", Some(harvest.bytes));
         let read = AtomicU64::new(0);
+        let digest_of = |intake: &Intake<'_>, met: &Met| -> Result<Digest> {
+            let digest = match notes.get(store, &met.stat) {
+                Some(digest) => {
+                    progress.advance(0, met.stat.size);
+                    digest
+                }
+                None => {
+                    let began = Time::now();
+                    let digest = self.content(intake, met, progress)?;
+                    read.fetch_add(met.stat.size, Ordering::Relaxed);
+                    notes.note(&met.stat, digest, began);
+                    digest
+                }
+            };
+            progress.advance(1, 0);
+            Ok(digest)
+        };
         let mut rest = &self.files[..];
         let mut found: Vec<(InodeId, Digest)> = Vec::with_capacity(rest.len());
         thread::scope(|scope| -> Result<()> {
@@ -215,23 +232,7 @@ impl Walk<'_> {
                 let intake = Intake::begin(store)?;
                 let digests = batch
                     .par_iter()
-                    .map(|met| {
-                        let digest = match notes.get(store, &met.stat) {
-                            Some(digest) => {
-                                progress.advance(0, met.stat.size);
-                                digest
-                            }
-                            None => {
-                                let began = Time::now();
-                                let digest = self.content(&intake, met, progress)?;
-                                read.fetch_add(met.stat.size, Ordering::Relaxed);
-                                notes.note(&met.stat, digest, began);
-                                digest
-                            }
-                        };
-                        progress.advance(1, 0);
-                        Ok((met.id, digest))
-                    })
+                    .map(|met| Ok((met.id, digest_of(&intake, met)?)))
                     .collect::<Result<Vec<_>>>()?;
                 harvest.new_bytes += intake.new_bytes();
                 found.extend(digests);
