@@ -158,8 +158,8 @@ pub fn roots(store: &Store) -> Result<Roots> {
     Ok(out)
 }
 
-/// The versions in a ledger. A line that a crash cut off is passed over; any other that is no digest means
-/// that a pin cannot be read.
+/// The versions in a ledger. What a killed process or a power cut left of a line is passed over; any other line
+/// that is no digest means that a pin cannot be read.
 pub fn read_pins(path: &Path) -> Result<Vec<Digest>> {
     let bytes = match fs::read(path) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -167,29 +167,44 @@ pub fn read_pins(path: &Path) -> Result<Vec<Digest>> {
         }
         r => r.at("reading", path)?,
     };
+    pins_in(&bytes).ok_or_else(|| {
+        Error::Damaged(format!(
+            "{} holds a line that is no digest; without it nobody knows what the user layer needs",
+            path.display()
+        ))
+    })
+}
+
+/// None where a line can be neither read nor what is left of one. A file system may have the new length of a file
+/// on the disk before the bytes that were added: after a power cut these read as zeroes, from any block on or up to one.
+fn pins_in(bytes: &[u8]) -> Option<Vec<Digest>> {
     let mut out = Vec::new();
-    for line in bytes.split(|c| *c == b'\n').filter(|l| !l.is_empty()) {
-        let text = std::str::from_utf8(line).unwrap_or("?");
-        match text.parse() {
-            Ok(digest) => out.push(digest),
-            Err(_) if is_cut_off(text) => {}
-            Err(_) => {
-                return Err(Error::Damaged(format!(
-                    "{} holds a line that is no digest; without it nobody knows what the user layer needs",
-                    path.display()
-                )));
+    for line in bytes.split(|c| *c == b'\n') {
+        for (n, piece) in line.split(|c| *c == 0).enumerate().filter(|(_, piece)| !piece.is_empty()) {
+            let text = std::str::from_utf8(piece).ok()?;
+            match text.parse() {
+                Ok(digest) => out.push(digest),
+                Err(_) if is_start(text) || (n > 0 && is_end(text)) => {}
+                Err(_) => return None,
             }
         }
     }
-    Ok(out)
+    Some(out)
 }
 
-fn is_cut_off(text: &str) -> bool {
+/// Whether a digest may begin like this.
+fn is_start(text: &str) -> bool {
     const START: &str = "sha384:";
     match text.strip_prefix(START) {
         Some(hex) => hex.len() < 2 * Digest::LEN && hex.bytes().all(|c| c.is_ascii_hexdigit()),
         None => START.starts_with(text),
     }
+}
+
+/// Whether a digest may end like this.
+fn is_end(text: &str) -> bool {
+    let (start, hex) = text.rsplit_once(':').map_or(("", text), |(start, hex)| (start, hex));
+    "sha384".ends_with(start) && hex.len() <= 2 * Digest::LEN && hex.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// What running mounts name. One whose description cannot be read stops the collection.
@@ -382,4 +397,34 @@ pub fn disk_bytes(path: &Path) -> Result<u64> {
         return Ok(allocated(&meta));
     }
     crate::sys::fs::open_dir(path).and_then(crate::sys::fs::disk_usage).at("reading", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_power_cut_leaves_of_a_ledger_is_read_and_damage_is_told_from_it() {
+        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let whole = format!("\n{one}\n\n{two}\n").into_bytes();
+        assert_eq!(pins_in(&whole), Some(vec![one, two]));
+        let second = whole.len() / 2;
+        for at in second..=whole.len() {
+            // Cut off; the rest is zeroes; the rest is there, and what was before it since the last sync is not.
+            let left = if at == whole.len() || at == whole.len() - 1 { vec![one, two] } else { vec![one] };
+            assert_eq!(pins_in(&whole[..at]), Some(left.clone()), "cut off at {at}");
+            let mut zeroes = whole.clone();
+            zeroes[at..].fill(0);
+            assert_eq!(pins_in(&zeroes), Some(left), "zeroes from {at}");
+            zeroes.extend_from_slice(&whole[..second]);
+            assert_eq!(pins_in(&zeroes).map(|pins| pins.last() == Some(&one)), Some(true), "added after {at}");
+            let mut zeroes = whole.clone();
+            zeroes[second..at].fill(0);
+            let left = if at <= second + 1 { vec![one, two] } else { vec![one] };
+            assert_eq!(pins_in(&zeroes), Some(left), "zeroes up to {at}");
+        }
+        for damage in ["x", "sha384:xyz", "sha512:00", "\0sha512:00", "abcdef", "\u{e4}"] {
+            assert_eq!(pins_in(format!("{one}\n{damage}\n").as_bytes()), None, "{damage:?}");
+        }
+    }
 }
