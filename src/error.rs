@@ -51,6 +51,17 @@ impl Error {
         }
     }
 
+    /// An error that another process told of, by its [`Error::kind`] and its message.
+    pub fn of_kind(kind: &str, message: String) -> Error {
+        match kind {
+            "usage" => Error::Usage(message),
+            "nothing" => Error::Nothing(message),
+            "refused" => Error::Refused(message),
+            "damaged" => Error::Damaged(message),
+            _ => Error::Failed(message),
+        }
+    }
+
     /// The error number to answer a file-system request with.
     pub fn errno(&self) -> i32 {
         match self {

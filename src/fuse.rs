@@ -1,11 +1,13 @@
 //! Translation between fuser and the view, and nothing else: each request takes its pin, asks the view, and
 //! answers.
 
+mod again;
 mod servers;
 mod values;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -20,7 +22,7 @@ use fuser::{
 };
 use parking_lot::Mutex;
 
-use crate::sys::inode_flags;
+use crate::sys::{inode_flags, notify};
 use crate::sys::xattr::{Set, VALUE_MAX};
 use crate::union::attributes::{Attributes, Change, Settled};
 use crate::union::data::{Opened, Way};
@@ -50,7 +52,9 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 pub struct Adapter {
     view: Arc<View>,
     /// The file that each inode with handles past the daemon has registered.
-    backings: Mutex<HashMap<u64, Arc<BackingId>>>,
+    backings: Mutex<HashMap<u64, Backing>>,
+    /// The connection to the kernel, for what fuser does not offer; there once the session is, root's mounts only.
+    device: Arc<OnceLock<OwnedFd>>,
     /// Something was changed since the last sync.
     dirty: Arc<AtomicBool>,
     /// Wakes whoever sends the view's notices.
@@ -62,6 +66,24 @@ pub struct Adapter {
     dirs: Dirs,
     /// The kernel opens files without asking, and keeps their pages.
     opens_unasked: bool,
+}
+
+/// A file that is registered with the kernel.
+#[derive(Debug)]
+enum Backing {
+    /// By this daemon: its number, and what ends the registration.
+    Ours(u32, Arc<BackingId>),
+    /// By the one before.
+    Inherited(u32),
+}
+
+/// The session as its adapter sees it: there once the session is.
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    /// Tells the kernel before a request is answered.
+    pub notifier: Arc<OnceLock<Notifier>>,
+    /// The connection itself; root's mounts only.
+    pub device: Arc<OnceLock<OwnedFd>>,
 }
 
 /// What a mount's options ask of its adapter.
@@ -85,22 +107,27 @@ enum Dirs {
 }
 
 impl Adapter {
-    /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices.
+    /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices; `inherited` are
+    /// the inodes for which an earlier daemon registered a file, with its number.
     pub fn new(
         view: Arc<View>,
         dirty: Arc<AtomicBool>,
         wake: Sender<()>,
-        notifier: Arc<OnceLock<Notifier>>,
+        line: Line,
         servers: Arc<Servers>,
         manner: Manner,
+        inherited: Vec<(u64, u32)>,
     ) -> Adapter {
         let dirs = if manner.strict_times { Dirs::Read } else { Dirs::Kept };
         Adapter {
             view,
-            backings: Mutex::default(),
+            backings: Mutex::new(
+                inherited.into_iter().map(|(id, number)| (id, Backing::Inherited(number))).collect(),
+            ),
+            device: line.device,
             dirty,
             wake,
-            notifier,
+            notifier: line.notifier,
             servers,
             manner,
             dirs,
@@ -191,29 +218,34 @@ impl Adapter {
     }
 
     /// The registered file of a handle's inode, registering it if it is the first. `None`: the kernel cannot.
-    fn backing(
+    /// `wrap` makes fuser's value of its number.
+    fn backing<R>(
         &self,
         opened: &Opened,
-        register: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<BackingId>,
-    ) -> Answer<Option<Arc<BackingId>>> {
+        reply: &R,
+        wrap: notify::Wrap<R, BackingId>,
+    ) -> Answer<Option<(u32, Arc<BackingId>)>> {
         let mut backings = self.backings.lock();
-        if let Some(backing) = backings.get(&opened.id) {
-            return Ok(Some(backing.clone()));
-        }
-        match register(self.view.backing(opened.fh)?) {
-            Ok(backing) => {
-                let backing = Arc::new(backing);
-                backings.insert(opened.id, backing.clone());
-                Ok(Some(backing))
+        let number = match backings.get(&opened.id) {
+            Some(Backing::Ours(number, backing)) => return Ok(Some((*number, backing.clone()))),
+            Some(Backing::Inherited(number)) => *number,
+            None => {
+                let Some(device) = self.device.get() else { return Ok(None) };
+                match BackingId::create_raw(device, self.view.backing(opened.fh)?) {
+                    Ok(number) => number,
+                    Err(e) => {
+                        log::warn!(
+                            "passthrough is not available here ({}); the daemon reads and writes",
+                            crate::error::words(&e)
+                        );
+                        return Ok(None);
+                    }
+                }
             }
-            Err(e) => {
-                log::warn!(
-                    "passthrough is not available here ({}); the daemon reads and writes",
-                    crate::error::words(&e)
-                );
-                Ok(None)
-            }
-        }
+        };
+        let backing = Arc::new(notify::take_over(wrap, reply, number));
+        backings.insert(opened.id, Backing::Ours(number, backing.clone()));
+        Ok(Some((number, backing)))
     }
 
     fn close(&self, fh: u64) -> Answer<()> {
@@ -223,6 +255,11 @@ impl Adapter {
                 // Opened again meanwhile: the inode keeps its registration.
                 if self.view.is_passing(id) { None } else { backings.remove(&id) }
             };
+            if let (Some(Backing::Inherited(number)), Some(device)) = (&dropped, self.device.get())
+                && let Err(e) = notify::close_backing(device, *number)
+            {
+                log::warn!("ending what an earlier daemon registered: {}", crate::error::words(&e));
+            }
             drop(dropped);
         }
         Ok(())
@@ -344,31 +381,30 @@ impl Filesystem for Adapter {
             libc::S_IFREG | 0 => Make::File,
             format => Make::Special(format, decode_rdev(rdev)),
         };
-        self.entry(self.view.make(&pin, parent.0, name.as_bytes(), what, mode, umask, caller(req)), reply);
+        let made = self.view.make(&pin, parent.0, name.as_bytes(), what, mode, umask, caller(req));
+        self.entry(self.made(req, &pin, parent, name.as_bytes(), made), reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        self.entry(
-            self.view.make(&pin, parent.0, name.as_bytes(), Make::Dir, mode, umask, caller(req)),
-            reply,
-        );
+        let made = self.view.make(&pin, parent.0, name.as_bytes(), Make::Dir, mode, umask, caller(req));
+        self.entry(self.made(req, &pin, parent, name.as_bytes(), made), reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        empty(self.view.unlink(&pin, parent.0, name.as_bytes()), reply);
+        empty(Self::removed(req, self.view.unlink(&pin, parent.0, name.as_bytes())), reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        empty(self.view.rmdir(&pin, parent.0, name.as_bytes()), reply);
+        empty(Self::removed(req, self.view.rmdir(&pin, parent.0, name.as_bytes())), reply);
     }
 
     fn symlink(
@@ -383,7 +419,8 @@ impl Filesystem for Adapter {
         self.changing();
         let pin = self.view.pin();
         let what = Make::Symlink(target.as_os_str().as_bytes());
-        self.entry(self.view.make(&pin, parent.0, name.as_bytes(), what, 0o777, 0, caller(req)), reply);
+        let made = self.view.make(&pin, parent.0, name.as_bytes(), what, 0o777, 0, caller(req));
+        self.entry(self.made(req, &pin, parent, name.as_bytes(), made), reply);
     }
 
     fn rename(
@@ -406,7 +443,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let (from, to) = (name.as_bytes(), newname.as_bytes());
-        let result = self.view.rename(&pin, parent.0, from, newparent.0, to, how);
+        let result = self.renamed(req, &pin, (parent, from), (newparent, to), how);
         if result.is_ok() && parent != newparent {
             self.moved(&pin, newparent.0, to);
             if how == Replace::Exchange {
@@ -414,13 +451,17 @@ impl Filesystem for Adapter {
             }
         }
         empty(result, reply);
+        if how == Replace::Exchange {
+            self.view.exchange_ends(first(req));
+        }
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        self.entry(self.view.link(&pin, ino.0, newparent.0, newname.as_bytes()), reply);
+        let made = self.view.link(&pin, ino.0, newparent.0, newname.as_bytes());
+        self.entry(self.linked(req, &pin, (ino, newparent, newname.as_bytes()), made), reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -432,6 +473,7 @@ impl Filesystem for Adapter {
         if writes {
             self.changing();
         }
+        self.close_never_given(req);
         let pin = self.view.pin();
         let opened = match self.view.open(&pin, ino.0, flags.0, caller(req)) {
             Ok(opened) => opened,
@@ -445,8 +487,11 @@ impl Filesystem for Adapter {
         let fh = FileHandle(opened.fh);
         let keep = match opened.way {
             Way::Cached { keep } => keep,
-            Way::Passed => match self.backing(&opened, |fd| reply.open_backing(fd)) {
-                Ok(Some(backing)) => return reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
+            Way::Passed => match self.backing(&opened, &reply, ReplyOpen::wrap_backing) {
+                Ok(Some((number, backing))) => {
+                    self.view.note_open(opened.fh, first(req), Some(number));
+                    return reply.opened_passthrough(fh, FopenFlags::empty(), &backing);
+                }
                 Ok(None) => self.view.passthrough_failed(opened.fh).unwrap_or(false),
                 Err(e) => {
                     let _ = self.close(opened.fh);
@@ -454,6 +499,7 @@ impl Filesystem for Adapter {
                 }
             },
         };
+        self.view.note_open(opened.fh, first(req), None);
         reply.opened(fh, if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() });
     }
 
@@ -470,12 +516,15 @@ impl Filesystem for Adapter {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        match self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req)) {
+        self.close_never_given(req);
+        let made = self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req));
+        match self.created(req, &pin, parent, name.as_bytes(), made) {
             Ok((node, attributes, opened)) => {
                 let (fh, generation) = (FileHandle(opened.fh), Generation(node.generation));
                 if matches!(opened.way, Way::Passed) {
-                    match self.backing(&opened, |fd| reply.open_backing(fd)) {
-                        Ok(Some(backing)) => {
+                    match self.backing(&opened, &reply, ReplyCreate::wrap_backing) {
+                        Ok(Some((number, backing))) => {
+                            self.view.note_open(opened.fh, first(req), Some(number));
                             // The lifetime is for entry and attributes alike. The kernel itself drops the
                             // attributes at each write; what a mapping does may stay unseen for this long. With
                             // none at all it would ask for them once more before the open returns.
@@ -494,6 +543,7 @@ impl Filesystem for Adapter {
                         }
                     }
                 }
+                self.view.note_open(opened.fh, first(req), None);
                 reply.created(&KEEP, &attr(&attributes), generation, fh, FopenFlags::empty());
             }
             // A swap has brought the name since the kernel looked: it walks again and opens what is there.
@@ -591,9 +641,15 @@ impl Filesystem for Adapter {
             Dirs::Kept => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
             Dirs::Read => FopenFlags::empty(),
         };
+        if is_again(req) {
+            self.view.drop_dirs_never_given(first(req));
+        }
         let pin = self.view.pin();
         match self.view.opendir(&pin, ino.0) {
-            Ok(fh) => reply.opened(FileHandle(fh), flags),
+            Ok(fh) => {
+                self.view.note_dir_open(fh, ino.0, first(req));
+                reply.opened(FileHandle(fh), flags)
+            }
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -719,6 +775,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::E2BIG);
         }
         let result = self.view.setxattr(&pin, ino.0, name.as_bytes(), value, how, caller(req));
+        let result = self.attribute_set(req, (&pin, ino), (name.as_bytes(), value, how), result);
         self.dir_changed(&pin, ino.0);
         empty(result, reply);
     }
@@ -739,7 +796,7 @@ impl Filesystem for Adapter {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        let result = self.view.removexattr(&pin, ino.0, name.as_bytes());
+        let result = Self::removed(req, self.view.removexattr(&pin, ino.0, name.as_bytes()));
         self.dir_changed(&pin, ino.0);
         empty(result, reply);
     }

@@ -114,6 +114,9 @@ pub enum Command {
     /// Run one mount's daemon
     #[command(hide = true)]
     Serve,
+    /// Start one mount's daemon, and another one when it ends
+    #[command(hide = true)]
+    Supervise,
     /// What mount(8) runs as mount.fuse.reroot
     #[command(hide = true, disable_help_flag = true)]
     MountHelper(Helper),

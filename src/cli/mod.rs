@@ -66,6 +66,10 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
             crate::daemon::serve()?;
             return Ok(0);
         }
+        Command::Supervise => {
+            crate::daemon::supervise()?;
+            return Ok(0);
+        }
         // These belong to no store.
         Command::Overlay(a) => {
             ui::begin_log(&cli.global);
@@ -107,6 +111,7 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
         Command::Vm(Vm::Run(a)) => vm::run(ui, store, a),
         Command::Vm(Vm::Snippet(a)) => vm::snippet(ui, store, a),
         Command::Serve
+        | Command::Supervise
         | Command::HoldUserNamespace
         | Command::Overlay(_)
         | Command::MountHelper(_)

@@ -55,6 +55,7 @@ fn every_command_of_the_contract_parses() {
         "rollback --all --jobs 4 --strict",
         "rollback -l a=b --to office:1",
         "serve",
+        "supervise",
         "hold-user-namespace",
     ] {
         let words: Vec<&str> = line.split(' ').collect();

@@ -97,10 +97,14 @@ impl Drop for Listening {
     }
 }
 
-/// Begins to listen.
-pub fn listen(path: &Path, running: Arc<Running>) -> Result<Listening> {
+/// The socket to listen at.
+pub fn socket(path: &Path) -> Result<UnixListener> {
     let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).at("listening at", path)?;
+    UnixListener::bind(path).at("listening at", path)
+}
+
+/// Begins to listen at the socket that is bound to `path`.
+pub fn listen(listener: UnixListener, path: &Path, running: Arc<Running>) -> Result<Listening> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopping = stop.clone();
     let accept = move || {
@@ -175,13 +179,7 @@ pub fn ask(socket: &Path, what: &Ask) -> Result<Told> {
         Error::Failed("the daemon ended before it answered; `reroot status` shows the state".into())
     })?;
     if let Told::Failed { kind, message } = told {
-        return Err(match &*kind {
-            "usage" => Error::Usage(message),
-            "nothing" => Error::Nothing(message),
-            "refused" => Error::Refused(message),
-            "damaged" => Error::Damaged(message),
-            _ => Error::Failed(message),
-        });
+        return Err(Error::of_kind(&kind, message));
     }
     Ok(told)
 }

@@ -4,15 +4,17 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MountRequest, Subject, session};
+use super::estate::{Estate, Left};
+use super::{MountRequest, Subject, session, supervisor};
 use crate::error::{Doing, Error, Result};
 use crate::store::Store;
 use crate::store::mounts::MountEntry;
-use crate::sys::{mount as sys, process};
+use crate::sys::{mount as sys, pass, process};
 
 /// How long an unmount waits for the daemon to bring the last writes to the disk.
 const LAST_SYNC: Duration = Duration::from_secs(120);
@@ -32,17 +34,22 @@ pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
     if foreground {
         log_to(None);
         let mut entry = None;
-        session::serve(request, |e| {
+        let mut ready = |e: &MountEntry| {
             notify_service_manager();
             entry = Some(e.clone());
-        })?;
+        };
+        if supervisor::is_for(request) {
+            supervisor::supervise(request, false, ready)?;
+        } else {
+            session::serve(request, None, &mut ready)?;
+        }
         return entry.ok_or_else(|| Error::Failed("the mount ended before it was ready".into()));
     }
     let log = log_path(&store, request)?;
     let log_file = File::options().create(true).append(true).open(&log).at("opening the log", &log)?;
     let program = std::env::current_exe().doing("finding this program")?;
     let mut child = Command::new(program)
-        .arg("serve")
+        .arg(if supervisor::is_for(request) { "supervise" } else { "serve" })
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(log_file)
@@ -65,13 +72,7 @@ pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
         }
         Ok(Word::Failed { kind, message }) => {
             let _ = child.wait();
-            Err(match &*kind {
-                "usage" => Error::Usage(message),
-                "nothing" => Error::Nothing(message),
-                "refused" => Error::Refused(message),
-                "damaged" => Error::Damaged(message),
-                _ => Error::Failed(message),
-            })
+            Err(Error::of_kind(&kind, message))
         }
         Err(_) => {
             let _ = child.wait();
@@ -80,16 +81,39 @@ pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
     }
 }
 
-/// The daemon itself: reads its request from standard input, says on standard output when the view is there.
+/// The daemon itself. One that has a supervisor speaks with that, over a socket that is its standard input; another one
+/// reads its request from standard input and says on standard output when the view is there.
 pub fn serve() -> Result<()> {
-    log_to(Some(()));
     let _ = process::new_session();
+    if let Some(socket) = pass::take_input().doing("looking for the supervisor")? {
+        let estate = Arc::new(Estate::receive(socket)?);
+        log_to(estate.task.log_with_time.then_some(()));
+        let request = estate.task.request.clone();
+        let ready = |entry: &MountEntry| estate.say(&Left::Ready(entry.clone()), None);
+        let result = session::serve(&request, Some(estate.clone()), ready);
+        if let Err(e) = &result {
+            estate.say(&Left::Failed { kind: e.kind().into(), message: e.to_string() }, None);
+        }
+        return result;
+    }
+    in_background(|request, ready| session::serve(request, None, ready))
+}
+
+/// The process that starts daemons: as [`serve`] without a supervisor.
+pub fn supervise() -> Result<()> {
+    let _ = process::new_session();
+    in_background(|request, ready| supervisor::supervise(request, true, ready).map(|_| ()))
+}
+
+/// Reads a request from standard input, and says on standard output when the view is there.
+fn in_background(work: impl FnOnce(&MountRequest, &mut dyn FnMut(&MountEntry)) -> Result<()>) -> Result<()> {
+    log_to(Some(()));
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).doing("reading the request")?;
     let request: MountRequest = serde_json::from_str(&text)
-        .map_err(|e| Error::Usage(format!("`serve` is started by `mount`: {e}")))?;
+        .map_err(|e| Error::Usage(format!("this is started by `mount`: {e}")))?;
     let mut said = false;
-    let result = session::serve(&request, |entry| {
+    let result = work(&request, &mut |entry| {
         session::say(&Word::Ready(entry.clone()));
         said = true;
     });
@@ -269,6 +293,8 @@ fn find(store: &Store, target: &str) -> Result<MountEntry> {
                 pid: 0,
                 socket: PathBuf::new(),
                 versions: Default::default(),
+                supervisor: None,
+                restarts: 0,
             };
             return Ok(none);
         }

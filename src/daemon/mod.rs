@@ -4,11 +4,13 @@
 //! is, the running daemon is asked through its control socket, so that there is one writer of a user layer.
 
 mod control;
+mod estate;
 mod layers;
 mod life;
 pub mod options;
 pub mod overlay;
 mod session;
+mod supervisor;
 mod swap;
 
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ use crate::store::desktops::Choice;
 pub use crate::union::swap::{Case, Conflict};
 pub use control::runtime_dir;
 pub use layers::{changes, commit, missing, settle, user_layer_bytes};
-pub use life::{detach_lazily, mount, remount, serve, unmount, unmount_path};
+pub use life::{detach_lazily, mount, remount, serve, supervise, unmount, unmount_path};
 pub use options::MountOptions;
 pub use swap::swap;
 

@@ -3,11 +3,12 @@
 //! The mount point is touched once, to attach the mount; afterwards the daemon works from descriptors only.
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -15,17 +16,20 @@ use fuser::{Config, MountOption, Notifier, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::control;
+use super::estate::{Estate, Holding, Key};
 use super::options::DataMode;
+use super::swap;
 use super::{Layers, MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
-use crate::fuse::{Adapter, Manner, Servers};
+use crate::fuse::{Adapter, Line, Manner, Servers};
 use crate::store::desktops::Desktop;
 use crate::store::mounts::{MountClaim, MountEntry};
 use crate::store::{Digest, Store};
 use crate::sys::lock::Lock;
-use crate::sys::{mount, process};
+use crate::sys::{mount, notify, pass, process};
 use crate::union::completion::Pieces;
 use crate::union::directories::Directories;
+use crate::union::inherit::Inheritance;
 use crate::union::lower::{Objects, Stack, Tree};
 use crate::union::marks::Namespace;
 use crate::union::swap::Notice;
@@ -53,6 +57,8 @@ pub struct Running {
     /// Generations that requests held on to longer than a swap waited, and what to tell once they are done.
     pub late: Mutex<Vec<(Arc<Generation>, Vec<Notice>)>>,
     claim: MountClaim,
+    /// What the next daemon will need, where there can be one.
+    estate: Option<Arc<Estate>>,
     notifier: Notifier,
     /// The connection to the kernel, for what the notifier cannot say; root's mounts only.
     device: Option<OwnedFd>,
@@ -81,6 +87,16 @@ impl Running {
             }
         }
         notices.len() as u64
+    }
+
+    /// The kernel knows nothing that is not so in the stack that the view shows now.
+    pub fn note_told(&self) {
+        let pin = self.view.pin();
+        if let (Some(estate), Stack::Version(tree)) = (&self.estate, &pin.0.stack)
+            && self.late.lock().is_empty()
+        {
+            estate.note_told(&tree.version, pin.0.number);
+        }
     }
 
     /// Keeps a version's objects from collections while this mount runs.
@@ -163,26 +179,40 @@ pub fn check_mountpoint(point: &Path, others: &[PathBuf], over_others: bool) -> 
     Ok(real)
 }
 
-/// Serves a mount until it ends. `ready` is told once the mount is attached.
-pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<()> {
+/// Serves a mount until it ends. `ready` is told once the mount is attached. With an `estate` the mount outlives this
+/// process, or has outlived another one.
+pub fn serve(
+    request: &MountRequest,
+    estate: Option<Arc<Estate>>,
+    ready: impl FnOnce(&MountEntry),
+) -> Result<()> {
     let store = super::overlay::home(request)?;
-    let id = mount_id(&request.subject);
+    let before = estate.as_ref().and_then(|e| e.inherited());
+    let id = before.map_or_else(|| mount_id(&request.subject), |entry| entry.id.clone());
     let desktop = match &request.subject {
         Subject::Desktop(name) => Some(store.desktop(name)?),
         _ => None,
     };
-    let claim = store.claim_mount(&id)?.ok_or_else(|| {
-        let place = store.mounted(&id).ok().flatten().map(|e| format!(" at {}", e.mountpoint.display()));
-        Error::Failed(format!("{id} is mounted already{}", place.unwrap_or_default()))
-    })?;
-    super::life::clear_dead_mount(&store, request)?;
+    let heir = estate.as_deref().filter(|e| e.inherited().is_some());
+    let claim = match heir {
+        Some(heir) => store.resume_mount(&id, Lock::handed_on(heir.take(Key::Claim)?)),
+        None => {
+            let claim = store.claim_mount(&id)?.ok_or_else(|| {
+                let place =
+                    store.mounted(&id).ok().flatten().map(|e| format!(" at {}", e.mountpoint.display()));
+                Error::Failed(format!("{id} is mounted already{}", place.unwrap_or_default()))
+            })?;
+            super::life::clear_dead_mount(&store, request)?;
+            claim
+        }
+    };
     process::clear_umask();
     process::raise_descriptor_limit();
     process::lift_file_size_limit();
 
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;
-    let shown = shown(request, &store, desktop.as_ref())?;
+    let shown = shown(request, &store, desktop.as_ref(), heir)?;
     let settings = Settings {
         // `ro` is the kernel's to keep, so that a remount can change it.
         read_only: shown.user.is_none(),
@@ -213,28 +243,56 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     }
 
     let socket = control::socket_path(&store, &id)?;
+    let mut versions = before.map(|entry| entry.versions.clone()).unwrap_or_default();
+    versions.extend(shown.version);
+    versions.extend(shown.ahead.as_ref().map(|tree| tree.version));
     let entry = MountEntry {
         id: id.clone(),
         desktop: desktop.is_some(),
         mountpoint: point.clone(),
         pid: process_id(),
         socket: socket.clone(),
-        versions: shown.version.into_iter().collect(),
+        versions,
+        supervisor: estate.as_ref().map(|e| e.task.supervisor),
+        restarts: estate.as_ref().map_or(0, |e| e.task.restarts),
     };
     claim.describe(&entry)?;
     drop(in_use);
+    let listener = match heir {
+        Some(heir) => UnixListener::from(heir.take(Key::Listener)?),
+        None => control::socket(&socket)?,
+    };
+    let mut inherited = Vec::new();
+    if let Some(estate) = &estate {
+        view.leave_to_heirs(estate.slots()?, Arc::new(Holding(estate.clone())));
+        if heir.is_some() {
+            let trees = entry.versions.iter().filter_map(|v| Tree::open(&store, v).ok()).collect();
+            inherited =
+                view.inherit(Inheritance { nameless: estate.take_nameless(), versions: trees });
+            log::info!("{id}: going on with what process {} served", before.map_or(0, |entry| entry.pid));
+        } else {
+            estate.leave(Key::Claim, claim.lock());
+            estate.leave(Key::Listener, &listener);
+            if let Some(lock) = shown.claims.first() {
+                estate.leave(Key::UserLayer, lock);
+            }
+            estate.note_told(&shown.version.unwrap_or(Digest([0; Digest::LEN])), shown.generation);
+        }
+    }
 
     let dirty = Arc::new(AtomicBool::new(false));
     let (wake, woken) = mpsc::channel();
     let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
-    let notifier = Arc::new(OnceLock::new());
+    let line = Line::default();
     let manner = Manner { map_ids, strict_times: request.options.strictatime };
     let servers = Arc::new(Servers::new(THREADS));
-    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, notifier.clone(), servers.clone(), manner);
-    let (session, attach, device) = make_session(request, adapter, &point, &source(request), map_ids)?;
-    let _ = notifier.set(session.notifier());
+    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, line.clone(), servers.clone(), manner, inherited);
+    let (session, attach, device) =
+        make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())?;
+    let _ = line.notifier.set(session.notifier());
     if let Some(device) = &device {
         servers.listen_to(device.try_clone().doing("starting")?);
+        let _ = line.device.set(device.try_clone().doing("starting")?);
     }
     let running = Arc::new(Running {
         store: store.clone(),
@@ -246,12 +304,26 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
         claim,
         notifier: session.notifier(),
         device,
+        estate: estate.clone(),
     });
-    let control = control::listen(&socket, running.clone())?;
+    // A swap that the daemon before was in the middle of: from the first request on the view shows its target.
+    let swap = shown.ahead.map(|tree| swap::Resumed::begin(&running, tree)).transpose()?;
+    if heir.is_some()
+        && let Some(device) = &running.device
+    {
+        // Before anybody serves: what is being served would be asked twice.
+        notify::send_again(device).doing("asking the kernel for what was not answered")?;
+    }
+    let control = control::listen(listener, &socket, running.clone())?;
     let serving =
         thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
-    attach(&point)?;
-    log::info!("{id} is mounted at {}", point.display());
+    if heir.is_none() {
+        attach(&point)?;
+        log::info!("{id} is mounted at {}", point.display());
+    }
+    if let Some(swap) = swap {
+        swap.end(&running);
+    }
 
     let ended = Arc::new(AtomicBool::new(false));
     let house = {
@@ -320,11 +392,19 @@ struct Shown {
     metacopy: bool,
     /// Held while the mount runs.
     claims: Vec<Lock>,
+    /// What the desktop runs on by now, where the kernel was not told of that yet.
+    ahead: Option<Arc<Tree>>,
 }
 
-fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Result<Shown> {
+fn shown(
+    request: &MountRequest,
+    store: &Store,
+    desktop: Option<&Desktop>,
+    heir: Option<&Estate>,
+) -> Result<Shown> {
     let mut claims = Vec::new();
-    let (version, generation, user) = match (&request.subject, desktop) {
+    let mut ahead = None;
+    let (mut version, mut generation, user) = match (&request.subject, desktop) {
         (Subject::Directories(layers), _) => return shown_directories(request, store, layers),
         (Subject::Version { version, .. }, _) => (*version, 0, None),
         (Subject::Desktop(_), Some(desktop)) => {
@@ -341,7 +421,10 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
                 )));
             } else {
                 // Before anything in it is cleared.
-                claims.push(super::overlay::claim_upper(&desktop.user_layer()?, &desktop.name)?);
+                claims.push(match heir {
+                    Some(heir) => Lock::handed_on(heir.take(Key::UserLayer)?),
+                    None => super::overlay::claim_upper(&desktop.user_layer()?, &desktop.name)?,
+                });
                 UserLayer::open(desktop, request.options.attributes())?
             };
             (state.current.version, state.generation, Some(user))
@@ -352,7 +435,18 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
     if let Some(desktop) = desktop {
         others.push(desktop.layer_home()?);
     }
-    let point = check_mountpoint(&request.mountpoint, &others, false)?;
+    if let Some((told, number)) = heir.and_then(Estate::told) {
+        generation = number;
+        if told != version {
+            ahead = Some(Tree::open(store, &version)?);
+            version = told;
+        }
+    }
+    let point = match heir.and_then(Estate::inherited) {
+        // It stands there, and nobody may look at it before it is served.
+        Some(entry) => entry.mountpoint.clone(),
+        None => check_mountpoint(&request.mountpoint, &others, false)?,
+    };
     let stack = Stack::Version(Tree::open(store, &version)?);
     let objects = Objects::open(store)?;
     let sealed = objects.sealed;
@@ -367,6 +461,7 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
         sealed,
         metacopy: true,
         claims,
+        ahead,
     })
 }
 
@@ -410,6 +505,7 @@ fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> 
         sealed,
         metacopy: layers.metacopy,
         claims,
+        ahead: None,
     })
 }
 
@@ -432,6 +528,7 @@ fn make_session(
     point: &Path,
     source: &str,
     map_ids: bool,
+    estate: Option<&Estate>,
 ) -> Result<(Session<Adapter>, Attach, Option<OwnedFd>)> {
     let options = &request.options;
     let mut config = Config::default();
@@ -462,6 +559,11 @@ fn make_session(
         })?;
         return Ok((session, Box::new(|_| Ok(())), None));
     }
+    if let Some(heir) = estate.filter(|e| e.inherited().is_some()) {
+        let device = heir.take(Key::Device)?;
+        let session = greet(adapter, &device, acl, config, heir)?;
+        return Ok((session, Box::new(|_| Ok(())), Some(device)));
+    }
     let how = mount::FuseMount {
         source: source.into(),
         subtype: options.subtype.then(|| "reroot".into()),
@@ -473,7 +575,13 @@ fn make_session(
     let (device, detached) =
         mount::fuse_detached(&how).doing("making the FUSE mount (is the fuse module there?)")?;
     let second = device.try_clone().doing("making the FUSE mount")?;
-    let session = Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")?;
+    let session = match estate {
+        Some(estate) => {
+            estate.leave(Key::Device, &device);
+            greet(adapter, &device, acl, config, estate)?
+        }
+        None => Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")?,
+    };
     if map_ids {
         let identity = vec![(0, 0, u32::MAX)];
         let pick = |m: &Vec<(u32, u32, u32)>| if m.is_empty() { identity.clone() } else { m.clone() };
@@ -483,6 +591,38 @@ fn make_session(
     }
     let attach = Box::new(move |point: &Path| detached.attach(point).at("mounting at", point));
     Ok((session, attach, Some(second)))
+}
+
+/// A session whose greeting can be repeated. The kernel greets once, and fuser's session expects that: so it hears the
+/// greeting from a socket, which is then exchanged for the connection. What a later daemon answers is not sent, and must
+/// be what the kernel was answered by the first.
+fn greet(
+    adapter: Adapter,
+    device: &OwnedFd,
+    acl: SessionACL,
+    config: Config,
+    estate: &Estate,
+) -> Result<Session<Adapter>> {
+    let doing = "greeting the kernel";
+    let first = estate.inherited().is_none();
+    let (hello, answered) =
+        if first { (pass::read_once(device).doing(doing)?, Vec::new()) } else { estate.greeting() };
+    let (ours, theirs) = pass::pair().doing(doing)?;
+    pass::send(&ours, &hello, None).doing(doing)?;
+    let session = Session::from_fd(adapter, theirs, acl, config).doing(doing)?;
+    let answer = pass::read_once(&ours).doing(doing)?;
+    if first {
+        pass::write_once(device, &answer).doing(doing)?;
+        estate.note_greeting(&hello, &answer)?;
+    } else if answer != answered {
+        return Err(Error::Failed(
+            "this program speaks with the kernel in another way than the one that made the mount; unmount and \
+             mount again"
+                .into(),
+        ));
+    }
+    pass::put_in_place(session.as_fd(), device).doing(doing)?;
+    Ok(session)
 }
 
 /// Brings writes to the disk, sends the view's notices, forgets what nobody needs.
@@ -499,6 +639,7 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
         for (old, notices) in done {
             running.tell(&notices);
             running.view.told(old.number + 1);
+            running.note_told();
         }
         if since >= SYNC_EVERY {
             since = Duration::ZERO;

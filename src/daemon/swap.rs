@@ -12,8 +12,9 @@ use crate::store::desktops::{Choice, Desktop, State};
 use crate::store::{Store, audit};
 use crate::sys::mount;
 use crate::union::View;
-use crate::union::lower::Tree;
+use crate::union::lower::{Stack, Tree};
 use crate::union::marks::Namespace;
+use crate::union::node::Node;
 use crate::union::pins;
 use crate::union::swap::{Case, blocking_mount, conflicts};
 
@@ -191,6 +192,8 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
         (target, plan, report)
     };
     let view = &running.view;
+    // What a daemon before this one may have told the kernel of.
+    let known = view.know(&plan.changes);
     let paused = Instant::now();
     let old = view.exchange(plan.new.clone());
     report.pause_us = paused.elapsed().as_micros() as u64;
@@ -208,11 +211,13 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
         log::error!("finding out what the kernel knows: {e}; it is told to ask for everything again");
         view.every_notice(&mounts)
     });
+    drop(known);
     let telling = Instant::now();
     report.invalidated = running.tell(&notices);
     if View::drained(&old) {
         view.told(old.number + 1);
         running.tell(&view.take_notices());
+        running.note_told();
     } else {
         log::warn!(
             "a request that began before the swap is still running; what it answers is taken back later"
@@ -236,6 +241,51 @@ pub fn live(running: &Running, request: &SwapRequest) -> Result<SwapReport> {
     report.total_ms = milliseconds(begin.elapsed());
     record(store, &report, request.direction);
     Ok(report)
+}
+
+/// A swap that a daemon was in the middle of when it ended, for the next one. The state on disk is the target's, and the
+/// kernel may have been told of some of it.
+pub struct Resumed {
+    old: Arc<Tree>,
+    new: Arc<Tree>,
+    changes: Vec<Change>,
+    generation: u64,
+    /// What the kernel may know of what differs.
+    _known: Vec<Arc<Node>>,
+}
+
+impl Resumed {
+    /// From now on the view shows the target. To be called before anybody is served.
+    pub fn begin(running: &Running, new: Arc<Tree>) -> Result<Resumed> {
+        let pin = running.view.pin();
+        let Stack::Version(old) = pin.0.stack.clone() else {
+            return Err(Error::Failed("directories were never swapped".into()));
+        };
+        drop(pin);
+        let changes = diff::diff(&old.index, &new.index)?;
+        let known = running.view.know(&changes);
+        let generation = running.view.exchange(new.clone()).number + 1;
+        log::info!("finishing the swap to {}", new.version);
+        Ok(Resumed { old, new, changes, generation, _known: known })
+    }
+
+    /// Tells the kernel what differs. To be called once requests are served: the kernel may wait for one.
+    pub fn end(self, running: &Running) {
+        let view = &running.view;
+        let mounts = mounts_beneath(running).unwrap_or_else(|e| {
+            log::error!("{e}");
+            Vec::new()
+        });
+        match view.notices(&self.changes, &self.old, &self.new, &mounts) {
+            Ok(notices) => {
+                running.tell(&notices);
+                view.told(self.generation);
+                running.tell(&view.take_notices());
+                running.note_told();
+            }
+            Err(e) => log::error!("finding out what the kernel knows: {e}; the next daemon tries again"),
+        }
+    }
 }
 
 /// What is mounted in the view, as paths in it.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyEmpty, ReplyXattr, Request, TimeOrNow};
 
 use crate::sys::fs::{SetTime, Time};
+use crate::sys::notify::SENT_AGAIN;
 use crate::union::attributes::Attributes;
 use crate::union::{Answer, Caller, Fail};
 
@@ -17,6 +18,16 @@ pub(super) fn empty(result: Answer<()>, reply: ReplyEmpty) {
         Ok(()) => reply.ok(),
         Err(e) => reply.error(errno(e)),
     }
+}
+
+/// The number of a request when it was sent first.
+pub(super) fn first(req: &Request) -> u64 {
+    req.unique().0 & !SENT_AGAIN
+}
+
+/// Whether an earlier daemon was asked this already, and did not answer.
+pub(super) fn is_again(req: &Request) -> bool {
+    req.unique().0 & SENT_AGAIN != 0
 }
 
 pub(super) fn caller(req: &Request) -> Caller {

@@ -84,6 +84,8 @@ fn a_running_mount_keeps_its_versions() {
         pid: std::process::id(),
         socket: "/nowhere".into(),
         versions: [version].into(),
+        supervisor: None,
+        restarts: 0,
     };
     claim.describe(&entry).unwrap();
     assert_eq!(run(&sample, false).unwrap(), Collected::default());

@@ -33,6 +33,12 @@ pub struct MountEntry {
     pub socket: PathBuf,
     /// Versions in use.
     pub versions: BTreeSet<Digest>,
+    /// The process that starts another daemon when this one ends; none where nobody does.
+    #[serde(default)]
+    pub supervisor: Option<u32>,
+    /// How often it has done so.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// The right to be the mount of that id, held while it runs.
@@ -41,7 +47,7 @@ pub struct MountClaim {
     store: Store,
     id: String,
     described: AtomicBool,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl MountClaim {
@@ -54,6 +60,11 @@ impl MountClaim {
 }
 
 impl MountClaim {
+    /// The lock, for whoever goes on with the mount when this process ends.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
     /// The mount has ended: removes what it said of itself. The claim is held until it is dropped.
     pub fn withdraw(&self) {
         let _ = fs::remove_file(self.store.path("mounts").join(format!("{}.json", self.id)));
@@ -80,12 +91,17 @@ impl Store {
                     store: self.clone(),
                     id: id.into(),
                     described: AtomicBool::new(false),
-                    _lock: lock,
+                    lock,
                 }));
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         Ok(None)
+    }
+
+    /// The claim of a mount that goes on: its process has ended, its lock was held on.
+    pub fn resume_mount(&self, id: &str, lock: Lock) -> MountClaim {
+        MountClaim { store: self.clone(), id: id.into(), described: AtomicBool::new(false), lock }
     }
 
     /// Whether a mount of that id runs, begins or ends.

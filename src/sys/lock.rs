@@ -1,14 +1,29 @@
-//! Advisory locks between processes (`flock(2)`): they end with the process, whatever ends it.
+//! Advisory locks between processes (`flock(2)`): they end with the process, whatever ends it, unless
+//! another one holds the same descriptor.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
-pub struct Lock(#[allow(dead_code)] File);
+pub struct Lock(File);
+
+impl Lock {
+    /// A lock that another process took and handed on with its descriptor.
+    pub fn handed_on(fd: OwnedFd) -> Lock {
+        Lock(fd.into())
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// How a lock is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,8 @@ pub mod lock;
 pub mod map;
 pub mod mount;
 pub mod notify;
+pub mod pass;
 pub mod process;
 pub mod publish;
+pub mod shared;
 pub mod xattr;

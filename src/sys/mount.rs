@@ -94,6 +94,14 @@ pub fn has_request(device: &OwnedFd) -> bool {
     poll(&mut fds, Some(&Timespec::default())).map_or(true, |n| n > 0)
 }
 
+/// Whether the kernel has ended a FUSE connection: what it was for is unmounted.
+pub fn has_ended(device: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(device, PollFlags::empty())];
+    let found = poll(&mut fds, Some(&Timespec::default()));
+    found.is_ok_and(|n| n > 0) && fds.iter().any(|fd| fd.revents().contains(PollFlags::ERR))
+}
+
 /// A FUSE file system that exists but is not attached anywhere yet.
 #[derive(Debug)]
 pub struct Detached(OwnedFd);

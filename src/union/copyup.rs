@@ -454,7 +454,9 @@ impl View {
         let mut kept = None;
         if gone {
             // Changed through a handle after its last name went: a file without a name.
-            kept = Some(Arc::new(sys::open_at(&user.work, temporary, Open::Path)?));
+            let handle = sys::open_at(&user.work, temporary, Open::Path)?;
+            self.hand_on(node, 0, Some(&handle));
+            kept = Some(Arc::new(handle));
             sys::unlink_at(&user.work, temporary)?;
         }
         let note = if left > 1 {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::attributes::{Attributes, CAPABILITY};
 use super::copyup::Depth;
+use super::inherit::{Slot, Slots};
 use super::lower::Stack;
 use super::names::Make;
 use super::node::Node;
@@ -30,6 +31,8 @@ struct Handle {
     writes: bool,
     passed: bool,
     executes: bool,
+    /// Where it is written down for the next daemon (see [`super::inherit`]), and the request that opened it.
+    slot: OnceLock<(u32, u64)>,
 }
 
 /// Opened to be executed (`__FMODE_EXEC`), which the kernel passes on with the flags of `open(2)`.
@@ -58,8 +61,48 @@ fn read_full(file: &File, offset: u64, buf: &mut [u8]) -> Answer<usize> {
 /// Open files.
 #[derive(Debug, Default)]
 pub struct Handles {
-    next: AtomicU64,
+    pub(crate) next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<Handle>>>,
+}
+
+impl Handles {
+    /// Writes an open file down.
+    pub(crate) fn note(&self, slots: &Slots, fh: u64, request: u64, backing: Option<u32>) {
+        let Some(handle) = self.open.read().get(&fh).cloned() else { return };
+        let Handle { writes, passed, executes, .. } = *handle;
+        let (id, directory) = (handle.node.id, false);
+        let slot = Slot { fh, id, request, writes, passed, executes, directory, backing };
+        if let Some(at) = slots.take(slot) {
+            let _ = handle.slot.set((at, request));
+        }
+    }
+
+    /// A file that an earlier daemon opened.
+    pub(crate) fn inherit(&self, from: &Slot, node: Arc<Node>, at: u32) {
+        let Slot { writes, passed, executes, .. } = *from;
+        {
+            let mut state = node.state();
+            if passed {
+                state.passed += 1;
+            } else {
+                state.cached += 1;
+            }
+            // A mapping may have written unseen, of whatever handle.
+            state.unseen |= state.owns_content();
+            state.writers += u32::from(writes);
+            state.executing += u32::from(executes);
+        }
+        let handle = Handle { node, writes, passed, executes, slot: OnceLock::new() };
+        let _ = handle.slot.set((at, from.request));
+        self.open.write().insert(from.fh, Arc::new(handle));
+    }
+
+    /// What was opened for a request.
+    pub(crate) fn opened_for(&self, request: u64) -> Vec<u64> {
+        let open = self.open.read();
+        let of = |h: &Handle| h.slot.get().is_some_and(|(_, r)| *r == request);
+        open.iter().filter(|(_, h)| of(h)).map(|(fh, _)| *fh).collect()
+    }
 }
 
 /// How the bytes of an open file travel.
@@ -234,7 +277,7 @@ impl View {
         self.handles
             .open
             .write()
-            .insert(fh, Arc::new(Handle { node: node.clone(), writes, passed, executes }));
+            .insert(fh, Arc::new(Handle { node: node.clone(), writes, passed, executes, slot: OnceLock::new() }));
         Ok(Opened { fh, id: node.id, way })
     }
 
@@ -300,6 +343,7 @@ impl View {
             writes: handle.writes,
             passed: false,
             executes: handle.executes,
+            slot: OnceLock::new(),
         };
         self.handles.open.write().insert(fh, Arc::new(other));
         Ok(keep)
@@ -342,6 +386,9 @@ impl View {
     /// Closes a handle; whether it was the last that went past the daemon.
     pub fn release(&self, fh: u64) -> Answer<Option<u64>> {
         let Some(handle) = self.handles.open.write().remove(&fh) else { return Err(Fail(libc::EBADF)) };
+        if let (Some(slots), Some((at, _))) = (self.slots.get(), handle.slot.get()) {
+            slots.give_back(*at);
+        }
         let mut state = handle.node.state();
         state.writers = state.writers.saturating_sub(u32::from(handle.writes));
         state.executing = state.executing.saturating_sub(u32::from(handle.executes));
@@ -355,8 +402,12 @@ impl View {
         if state.passed + state.cached == 0 {
             // Dropped after the lock: closing may write.
             let dropped = (state.file.take(), state.object.take());
+            let handed_on = std::mem::take(&mut state.handed_on);
             drop(state);
             drop(dropped);
+            if handed_on {
+                self.not_handed_on(handle.node.id);
+            }
         }
         Ok(last.then_some(handle.node.id))
     }

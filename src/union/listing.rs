@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
@@ -79,12 +79,14 @@ fn place(name: &[u8]) -> u64 {
 struct DirHandle {
     node: Arc<Node>,
     listing: Mutex<Option<Arc<Listing>>>,
+    /// Where it is written down for the next daemon (see [`super::inherit`]), and the request that opened it.
+    slot: OnceLock<(u32, u64)>,
 }
 
 /// Open directories, and listings that somebody reads without a handle.
 #[derive(Debug)]
 pub struct Listings {
-    next: AtomicU64,
+    pub(crate) next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<DirHandle>>>,
     kept: Mutex<LruCache<u64, Arc<Listing>>>,
 }
@@ -98,18 +100,52 @@ impl Default for Listings {
     }
 }
 
+impl DirHandle {
+    fn new(node: Arc<Node>) -> DirHandle {
+        DirHandle { node, listing: Mutex::default(), slot: OnceLock::new() }
+    }
+}
+
+impl Listings {
+    /// An open directory is written down there.
+    pub(crate) fn note(&self, fh: u64, slot: u32, request: u64) {
+        if let Some(handle) = self.open.read().get(&fh) {
+            let _ = handle.slot.set((slot, request));
+        }
+    }
+
+    /// A directory that an earlier daemon opened.
+    pub(crate) fn inherit(&self, fh: u64, node: Arc<Node>, slot: u32, request: u64) {
+        let handle = DirHandle::new(node);
+        let _ = handle.slot.set((slot, request));
+        self.open.write().insert(fh, Arc::new(handle));
+    }
+
+    /// What was opened for a request.
+    pub(crate) fn opened_for(&self, request: u64) -> Vec<u64> {
+        let open = self.open.read();
+        let of = |h: &DirHandle| h.slot.get().is_some_and(|(_, r)| *r == request);
+        open.iter().filter(|(_, h)| of(h)).map(|(fh, _)| *fh).collect()
+    }
+}
+
 impl View {
     /// Opens a directory for listing.
     pub fn opendir(&self, pin: &Pin, id: u64) -> Answer<u64> {
         let node = self.node(pin, id)?;
         let fh = self.listings.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.listings.open.write().insert(fh, Arc::new(DirHandle { node, listing: Mutex::default() }));
+        self.listings.open.write().insert(fh, Arc::new(DirHandle::new(node)));
         Ok(fh)
     }
 
     /// Closes it.
     pub fn releasedir(&self, fh: u64) {
         let dropped = self.listings.open.write().remove(&fh);
+        if let (Some(slots), Some((at, _))) =
+            (self.slots.get(), dropped.as_ref().and_then(|h| h.slot.get()))
+        {
+            slots.give_back(*at);
+        }
         drop(dropped);
     }
 

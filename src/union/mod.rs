@@ -15,8 +15,8 @@
 //!
 //! # Lock order
 //! `Node::copying` (slow: held while content is copied; a child before its ancestors) → `View::names` (short:
-//! read to use a path, write to change what paths mean) → `Node::state` → the node table → what [`completion`] and
-//! [`partial`] say of theirs. No lock is held
+//! read to use a path, write to change what paths mean) → `Node::state` → the node table → what [`completion`],
+//! [`partial`] and [`inherit`] say of theirs. No lock is held
 //! while a notification is sent, while the mount point is touched, or during data I/O and fsync.
 
 pub mod attributes;
@@ -25,6 +25,7 @@ pub mod copyup;
 pub mod data;
 pub mod directories;
 pub mod flags;
+pub mod inherit;
 pub mod listing;
 pub mod lower;
 pub mod marks;
@@ -158,6 +159,11 @@ pub struct View {
     /// Files that are being copied in pieces.
     pub(crate) partials: completion::Partials,
     pub(crate) passthrough: std::sync::atomic::AtomicBool,
+    /// Where what is open is written down for a next daemon, and who holds files without a name for it.
+    pub(crate) slots: std::sync::OnceLock<inherit::Slots>,
+    pub(crate) keeper: std::sync::OnceLock<Arc<dyn inherit::Keeper>>,
+    /// Another daemon served the kernel before: it may know of nodes that are not known here.
+    pub(crate) inherited: std::sync::atomic::AtomicBool,
 }
 
 impl View {
@@ -188,6 +194,9 @@ impl View {
             unfinished: Mutex::default(),
             partials,
             passthrough: std::sync::atomic::AtomicBool::new(settings.data != Data::Coherent),
+            slots: std::sync::OnceLock::new(),
+            keeper: std::sync::OnceLock::new(),
+            inherited: std::sync::atomic::AtomicBool::new(false),
         })
     }
 

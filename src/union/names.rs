@@ -323,6 +323,7 @@ impl View {
             let to = self.upper_dir(&dir)?;
             let below = self.below(pin, &dir, name)?.is_some();
             let kept = self.keep(&node)?;
+            self.hand_on(&node, ghost.nlink, kept.as_deref());
             self.take_away(user, &node, &to, name, below)?;
             if is_dir {
                 user.drop_dir(node.id);
@@ -671,7 +672,11 @@ impl View {
         }
         self.takes_number(&m.a)?;
         let ghost = match &m.b {
-            Some(b) => Some((self.attributes(pin, b)?, self.keep(b)?)),
+            Some(b) => {
+                let (ghost, kept) = (self.attributes(pin, b)?, self.keep(b)?);
+                self.hand_on(b, ghost.nlink, kept.as_deref());
+                Some((ghost, kept))
+            }
             None => None,
         };
         let found = user.marks.probe(&*to, m.new)?;

@@ -75,6 +75,8 @@ pub struct State {
     pub ghost_xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     /// The user layer's part of a node that is gone, which cannot be reached by a name any more.
     pub kept: Option<Arc<OwnedFd>>,
+    /// Somebody holds it for the next daemon, since it has no name and is open.
+    pub handed_on: bool,
     /// The user's file while it is open.
     pub file: Option<Arc<File>>,
     /// Whether the stack's file gains by being read past the daemon, once that was looked up.

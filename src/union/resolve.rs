@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::attributes::Attributes;
 use super::lower::{Entry, Lower, Stack, Tree};
@@ -28,7 +29,7 @@ pub(crate) fn split_number(index: &index::Index, number: u64) -> crate::error::R
 }
 
 /// The path of a number, or of the number that it was made of by [`split_number`] or [`other_number`].
-fn by_given_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
+pub(crate) fn by_given_number(stack: &Stack, id: u64) -> crate::error::Result<Option<Lower>> {
     match by_number(stack, id)? {
         None => by_number(stack, first_number(id)),
         found => Ok(found),
@@ -687,6 +688,21 @@ impl View {
 
     fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
         let _names = self.names.read();
+        let found = match self.find_by_path(pin, id)? {
+            Some(node) => Some(node),
+            None if self.user.is_some() => self.search(pin, &self.nodes.root().clone(), id)?,
+            None => None,
+        };
+        let node = found.ok_or(Fail(libc::ESTALE))?;
+        if self.inherited.load(Ordering::Relaxed) {
+            // The kernel has it from an earlier daemon, and says when it forgets it.
+            self.nodes.remember(&node, 0);
+        }
+        Ok(node)
+    }
+
+    /// The node of a number that the stack has, where its path leads to it. The caller holds `names`.
+    pub(crate) fn find_by_path(&self, pin: &Pin, id: u64) -> Answer<Option<Arc<Node>>> {
         if id < BORN
             && let Some(lower) = by_given_number(&pin.0.stack, id)?
         {
@@ -695,14 +711,11 @@ impl View {
                 if let Some(node) = self.walk(pin, &path)?
                     && node.id == id
                 {
-                    return Ok(node);
+                    return Ok(Some(node));
                 }
             }
         }
-        match &self.user {
-            Some(_) => self.search(pin, &self.nodes.root().clone(), id)?.ok_or(Fail(libc::ESTALE)),
-            None => Err(Fail(libc::ESTALE)),
-        }
+        Ok(None)
     }
 
     /// The node at a path of the view. The caller holds `names`.
@@ -761,7 +774,7 @@ impl View {
 
     /// Looks for a number among what came with a directory that the user moved: it has its number in the tree of the
     /// version that the directory is pinned to, at a path that leads elsewhere or nowhere in the view.
-    fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
+    pub(crate) fn search_moved(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
         let Some(lower) = self.lower(pin, dir)?.filter(|l| l.pinned && id < BORN) else { return Ok(None) };
         let (stack, top) = match &lower.entry {
             Entry::Tree(tree, top) => (Stack::Version(tree.clone()), tree.index.path(top)?),

@@ -1,0 +1,206 @@
+//! The process that outlives a mount's daemon.
+//!
+//! It starts the daemon, holds what that leaves (see [`super::estate`]), and when the daemon ends while the kernel still
+//! has the mount, starts another one, which goes on. It touches neither store nor mount, has one thread and reads only
+//! what its daemon says, so that there is little in it that could end it. Where it ends all the same, the daemon goes on
+//! without it.
+//!
+//! The end of the daemon is the end of its side of the socket: then none of its threads does anything any more, not even
+//! one that was waiting for a disk when the process was killed.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::estate::{Given, Key, Left, Task, send};
+use super::{MountRequest, Subject};
+use crate::error::{Doing, Error, Result};
+use crate::store::mounts::MountEntry;
+use crate::sys::{mount, pass, process};
+
+/// A daemon that ends sooner than this after the view answered has not done better than one that never came so far.
+const QUICK: Duration = Duration::from_secs(1);
+/// So many of those in a row, and the mount ends.
+const PATIENCE: u32 = 5;
+
+/// Whether a mount gets a supervisor: a desktop's that root makes. (Others make their mounts through fusermount3, which
+/// greets the kernel by itself; and a view of a version holds nothing that would be lost.)
+pub fn is_for(request: &MountRequest) -> bool {
+    process::is_root() && matches!(request.subject, Subject::Desktop(_))
+}
+
+/// Serves a mount through daemons until it ends. `ready` is told once, when the view answers.
+pub fn supervise(
+    request: &MountRequest,
+    log_with_time: bool,
+    ready: impl FnOnce(&MountEntry),
+) -> Result<Option<MountEntry>> {
+    let program = Program::this()?;
+    let signals = signals()?;
+    process::raise_descriptor_limit();
+    let mut ready = Some(ready);
+    let mut kept = HashMap::new();
+    let (mut quick, mut told_to_end) = (0, false);
+    let mut task = Task {
+        request: request.clone(),
+        entry: None,
+        restarts: 0,
+        supervisor: std::process::id(),
+        log_with_time,
+    };
+    loop {
+        let life = live(&program, &task, &mut kept, &signals, &mut told_to_end, &mut |entry| {
+            if let Some(ready) = ready.take() {
+                ready(entry);
+            }
+        })?;
+        task.entry = life.entry.or(task.entry);
+        if life.well {
+            return Ok(task.entry);
+        }
+        if task.entry.is_none() {
+            return Err(life.failure);
+        }
+        let Some(device) = kept.get(&Key::Device).filter(|d| !mount::has_ended(d)) else {
+            return Err(Error::Failed(format!("{}; its mount is gone", life.failure)));
+        };
+        let lasted = life.answered.is_some_and(|since| since.elapsed() >= QUICK);
+        quick = if lasted { 0 } else { quick + 1 };
+        if quick >= PATIENCE {
+            let _ = device;
+            return Err(Error::Failed(format!(
+                "{}; {PATIENCE} daemons have ended one after the other, and the mount with them",
+                life.failure
+            )));
+        }
+        log::warn!("{}; another one goes on", life.failure);
+        std::thread::sleep(Duration::from_millis(100) * quick.saturating_sub(1));
+        task.restarts += 1;
+    }
+}
+
+/// One daemon, from its start to its end.
+struct Life {
+    /// It ended as it should.
+    well: bool,
+    /// How it ended, if not.
+    failure: Error,
+    /// When its view answered.
+    answered: Option<Instant>,
+    entry: Option<MountEntry>,
+}
+
+fn live(
+    program: &Program,
+    task: &Task,
+    kept: &mut HashMap<Key, OwnedFd>,
+    signals: &UnixStream,
+    told_to_end: &mut bool,
+    ready: &mut dyn FnMut(&MountEntry),
+) -> Result<Life> {
+    let (ours, theirs) = pass::pair().doing("starting the daemon")?;
+    let mut child = Command::new(program.path())
+        .arg("serve")
+        .stdin(theirs)
+        .stdout(Stdio::null())
+        .current_dir("/")
+        .spawn()
+        .doing("starting the daemon")?;
+    let begin = || -> std::io::Result<()> {
+        send(&ours, &Given::Begin(Box::new(task.clone())), None)?;
+        for (key, fd) in kept.iter() {
+            send(&ours, &Given::Kept(*key), Some(fd.as_fd()))?;
+        }
+        send(&ours, &Given::Go, None)
+    };
+    // One that has ended already is heard of below.
+    let _ = begin();
+    let (mut answered, mut entry, mut failure) = (None, None, None);
+    loop {
+        let waiting = pass::wait(&[ours.as_fd(), signals.as_fd()]).doing("waiting for the daemon")?;
+        let [daemon, signal] = waiting[..] else { continue };
+        if signal {
+            let mut signals = signals;
+            let _ = signals.read(&mut [0; 64]);
+            *told_to_end = true;
+            process::terminate(child.id());
+        }
+        if !daemon {
+            continue;
+        }
+        match pass::receive(&ours) {
+            Ok(Some((text, fd))) => match (serde_json::from_slice(&text), fd) {
+                (Ok(Left::Keep(key)), Some(fd)) => {
+                    kept.insert(key, fd);
+                }
+                (Ok(Left::Keep(key)), None) => {
+                    kept.remove(&key);
+                    log::error!("{key:?} cannot be held: too many open files");
+                }
+                (Ok(Left::LetGo(key)), _) => {
+                    kept.remove(&key);
+                }
+                (Ok(Left::Ready(said)), _) => {
+                    answered = Some(Instant::now());
+                    ready(&said);
+                    entry = Some(said);
+                    if *told_to_end {
+                        // It was told before it listened to that.
+                        process::terminate(child.id());
+                    }
+                }
+                (Ok(Left::Failed { kind, message }), _) => failure = Some(Error::of_kind(&kind, message)),
+                (Err(e), _) => log::error!("a word of the daemon that is not understood: {e}"),
+            },
+            Ok(None) => break,
+            Err(e) => {
+                log::error!("hearing the daemon: {}", crate::error::words(&e));
+                break;
+            }
+        }
+    }
+    let status = child.wait().doing("waiting for the daemon")?;
+    Ok(Life {
+        well: status.success(),
+        failure: failure.unwrap_or_else(|| {
+            Error::Failed(format!("the daemon (process {}) ended with {status}", child.id()))
+        }),
+        answered,
+        entry,
+    })
+}
+
+/// SIGTERM, SIGINT and SIGHUP, as something to wait for.
+fn signals() -> Result<UnixStream> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let doing = "waiting for signals";
+    let (read, write) = UnixStream::pair().doing(doing)?;
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone().doing(doing)?).doing(doing)?;
+    }
+    Ok(read)
+}
+
+/// This program, for the next daemon: what stands at its path then, so that it can be upgraded; unless the path leads into
+/// a mount of ours, which may wait for that daemon.
+struct Program(PathBuf);
+
+impl Program {
+    fn this() -> Result<Program> {
+        Ok(Program(std::env::current_exe().doing("finding this program")?))
+    }
+
+    fn path(&self) -> &Path {
+        const SAME: &str = "/proc/self/exe";
+        let table = mount::table().unwrap_or_default();
+        let over = table.iter().filter(|l| self.0.starts_with(&l.point)).max_by_key(|l| l.point.as_os_str().len());
+        match over {
+            Some(line) if !line.fstype.starts_with("fuse") && self.0.exists() => &self.0,
+            _ => Path::new(SAME),
+        }
+    }
+}
