@@ -599,7 +599,8 @@ fn in_the_foreground_the_command_ends_with_the_mount() {
             .spawn()
             .unwrap();
         wait_until("the view answers", || scratch.mnt().join("etc/hostname").exists());
-        assert_eq!(pid(&program, "alice"), child.id().to_string(), "the command is the daemon");
+        let status = program.json(&["status", "alice"]);
+        assert_eq!(status["supervisor"], child.id(), "the command is what stays as long as the mount");
         assert!(child.try_wait().unwrap().is_none(), "it stays");
         if way == "umount" {
             program.ok(&["umount", "alice"]);

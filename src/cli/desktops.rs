@@ -65,6 +65,8 @@ impl About {
             "mounted": self.mount.is_some(),
             "mountpoint": self.mount.as_ref().map(|m| m.mountpoint.display().to_string()),
             "pid": self.mount.as_ref().map(|m| m.pid),
+            "supervisor": self.mount.as_ref().and_then(|m| m.supervisor),
+            "restarts": self.mount.as_ref().map(|m| m.restarts),
             "window": null,
             "blocked": false,
             "labels": self.policy.labels,
@@ -194,7 +196,13 @@ pub fn status(ui: &Ui, store: &Store, args: &Named) -> Done {
             }
             fact("generation", state.generation.to_string());
             match &about.mount {
-                Some(m) => fact("mounted", format!("{} by process {}", m.mountpoint.display(), m.pid)),
+                Some(m) => {
+                    let again = match m.restarts {
+                        0 => String::new(),
+                        n => format!(", the {n}. after one that ended"),
+                    };
+                    fact("mounted", format!("{} by process {}{again}", m.mountpoint.display(), m.pid))
+                }
                 None => fact("mounted", "no".into()),
             }
             let bytes = bytes.map_or(String::new(), |b| format!(", {}", size(b)));

@@ -231,7 +231,7 @@ impl Estate {
         which.store(next, Ordering::Release);
     }
 
-    /// What was noted last.
+    /// What was noted last. [`Estate::slots`] comes before.
     pub fn told(&self) -> Option<(Digest, u64)> {
         let [which, rest @ ..] = self.words(TOLD, 1 + 2 * VERSION) else { return None };
         let at = which.load(Ordering::Acquire).min(1) as usize * VERSION;

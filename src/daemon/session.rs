@@ -212,6 +212,8 @@ pub fn serve(
 
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;
+    // What is noted there is read from here on.
+    let slots = estate.as_ref().map(|estate| estate.slots()).transpose()?;
     let shown = shown(request, &store, desktop.as_ref(), heir)?;
     let settings = Settings {
         // `ro` is the kernel's to keep, so that a remount can change it.
@@ -263,8 +265,8 @@ pub fn serve(
         None => control::socket(&socket)?,
     };
     let mut inherited = Vec::new();
-    if let Some(estate) = &estate {
-        view.leave_to_heirs(estate.slots()?, Arc::new(Holding(estate.clone())));
+    if let (Some(estate), Some(slots)) = (&estate, slots) {
+        view.leave_to_heirs(slots, Arc::new(Holding(estate.clone())));
         if heir.is_some() {
             let trees = entry.versions.iter().filter_map(|v| Tree::open(&store, v).ok()).collect();
             inherited =
@@ -314,7 +316,6 @@ pub fn serve(
         // Before anybody serves: what is being served would be asked twice.
         notify::send_again(device).doing("asking the kernel for what was not answered")?;
     }
-    let control = control::listen(listener, &socket, running.clone())?;
     let serving =
         thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
     if heir.is_none() {
@@ -324,6 +325,8 @@ pub fn serve(
     if let Some(swap) = swap {
         swap.end(&running);
     }
+    // Who asks something after this sees the swap as done.
+    let control = control::listen(listener, &socket, running.clone())?;
 
     let ended = Arc::new(AtomicBool::new(false));
     let house = {

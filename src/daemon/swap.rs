@@ -265,7 +265,7 @@ impl Resumed {
         let changes = diff::diff(&old.index, &new.index)?;
         let known = running.view.know(&changes);
         let generation = running.view.exchange(new.clone()).number + 1;
-        log::info!("finishing the swap to {}", new.version);
+        log::info!("telling the kernel of the swap to {} that was not finished", new.version);
         Ok(Resumed { old, new, changes, generation, _known: known })
     }
 

@@ -41,6 +41,13 @@ pub struct MountEntry {
     pub restarts: u32,
 }
 
+impl MountEntry {
+    /// The process that is there as long as the mount is.
+    pub fn lasting_pid(&self) -> u32 {
+        self.supervisor.unwrap_or(self.pid)
+    }
+}
+
 /// The right to be the mount of that id, held while it runs.
 #[derive(Debug)]
 pub struct MountClaim {

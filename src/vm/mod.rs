@@ -15,7 +15,7 @@
 //! the last run. Kernel, initramfs and socket lie in a directory beneath [`daemon::runtime_dir`], named by the
 //! desktop.
 //!
-//! It knows of a mount only its place and its daemon's number: nothing of layers, and nothing of FUSE.
+//! It knows of a mount only its place and whether it is served: nothing of layers, and nothing of FUSE.
 
 mod boot;
 mod initramfs;
@@ -204,7 +204,8 @@ pub fn run(
         theirs,
         &log,
     )?;
-    let mut running = Running { machine, monitor, share, daemon: mount.entry.pid, log };
+    let (store, root) = (store.clone(), mount.entry.clone());
+    let mut running = Running { machine, monitor, share, store, root, log };
     let copier = copy(running.machine.stdout(), console)?;
     let ending = running.watch(&events, guest.timeout);
     running.take_down();
@@ -222,8 +223,9 @@ struct Running {
     machine: Part,
     monitor: Monitor,
     share: Part,
-    /// The process of the mount's daemon.
-    daemon: u32,
+    store: Store,
+    /// The mount.
+    root: MountEntry,
     log: PathBuf,
 }
 
@@ -263,10 +265,11 @@ impl Running {
             if self.share.ended().is_some() && self.machine.wait(END).is_none() {
                 return Err(self.share.failure());
             }
-            if process::began(self.daemon).is_none() {
+            // Another daemon may go on with the mount: then the guest only waits for a moment.
+            if process::began(self.root.pid).is_none() && !self.store.mount_runs(&self.root.id)? {
                 return Err(Error::Failed(format!(
                     "the daemon of the guest's root (process {}) has ended; its log is {}",
-                    self.daemon,
+                    self.root.pid,
                     self.log.with_file_name("daemon.log").display()
                 )));
             }
@@ -400,7 +403,7 @@ impl Mount {
         let mark = place.mark();
         if let Some(entry) = store.mounted(desktop)? {
             let marked = std::fs::read_to_string(&mark).ok();
-            let ours = marked.is_some_and(|pid| pid == entry.pid.to_string());
+            let ours = marked.is_some_and(|pid| pid == entry.lasting_pid().to_string());
             return Ok(Mount { store: store.clone(), entry, ours, mark });
         }
         let mountpoint = match &guest.mountpoint {
@@ -414,7 +417,7 @@ impl Mount {
             options: MountOptions::default(),
         };
         let entry = daemon::mount(&request, false)?;
-        let pid = entry.pid;
+        let pid = entry.lasting_pid();
         let mount = Mount { store: store.clone(), entry, ours: true, mark };
         std::fs::write(&mount.mark, pid.to_string()).at("writing", &mount.mark)?;
         Ok(mount)
@@ -428,7 +431,7 @@ impl Mount {
         if !std::mem::take(&mut self.ours) {
             return Ok(());
         }
-        let dead = process::began(self.entry.pid).is_none();
+        let dead = !self.store.mount_runs(&self.entry.id)?;
         // What a dead daemon has left is found by its place.
         let result = match daemon::unmount(&self.store, &self.entry.id) {
             Err(_) if dead => daemon::unmount_path(Some(&self.store), &self.entry.mountpoint),

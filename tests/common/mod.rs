@@ -11,6 +11,7 @@ pub mod disk;
 pub mod mix;
 pub mod program;
 pub mod scratch;
+pub mod successor;
 pub mod tree;
 
 #[allow(unused_imports)]

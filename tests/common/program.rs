@@ -192,6 +192,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Where its store is.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
     /// With the store of `scratch`.
     pub fn new(scratch: &Scratch) -> Program {
         // The daemons inherit it: by it they are found, whatever stands in their arguments.

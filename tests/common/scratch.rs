@@ -65,18 +65,29 @@ impl Scratch {
         self.path.join("mnt")
     }
 
-    /// Ends the daemons of this store as a crash does, and waits until they are gone.
+    /// Ends the daemons of this store as a power cut does, with their supervisors, and waits until they are gone. How many
+    /// daemons there were.
     pub fn kill_daemons(&self) -> usize {
-        let pids = daemons(&self.path);
-        for pid in &pids {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
-        }
+        let mut killed = 0;
         let began = Instant::now();
-        // A process on its way out has no program any more, and still its files and locks.
-        while pids.iter().any(|pid| !is_dead(*pid)) && began.elapsed() < Duration::from_secs(30) {
-            std::thread::sleep(Duration::from_millis(5));
+        // A supervisor may have been starting another one meanwhile.
+        loop {
+            let found = daemons(&self.path);
+            // Supervisors first, so that nobody starts a daemon in the place of one that was killed.
+            let parents: Vec<u32> = found.iter().filter_map(|pid| parent(*pid)).collect();
+            let (above, below): (Vec<u32>, Vec<u32>) = found.iter().partition(|pid| parents.contains(pid));
+            for pid in above.iter().chain(&below) {
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+            }
+            killed += below.len();
+            // A process on its way out has no program any more, and still its files and locks.
+            while found.iter().any(|pid| !is_dead(*pid)) && began.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if found.is_empty() || began.elapsed() >= Duration::from_secs(30) {
+                return killed;
+            }
         }
-        pids.len()
     }
 }
 
@@ -181,6 +192,12 @@ pub fn daemons(dir: &Path) -> Vec<u32> {
         }
     }
     out
+}
+
+/// Who started a process.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
 }
 
 /// Whether a process has ended, waited for or not.
