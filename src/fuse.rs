@@ -22,8 +22,8 @@ use fuser::{
 };
 use parking_lot::Mutex;
 
-use crate::sys::{inode_flags, notify};
 use crate::sys::xattr::{Set, VALUE_MAX};
+use crate::sys::{inode_flags, notify};
 use crate::union::attributes::{Attributes, Change, Settled};
 use crate::union::data::{Opened, Way};
 use crate::union::flags::Target;

@@ -112,8 +112,9 @@ impl Estate {
             let Some((text, fd)) = pass::receive(&socket).doing(doing)? else {
                 return Err(Error::Failed("the supervisor has ended".into()));
             };
-            let word = serde_json::from_slice(&text)
-                .map_err(|e| Error::Failed(format!("a word of the supervisor that is not understood: {e}")))?;
+            let word = serde_json::from_slice(&text).map_err(|e| {
+                Error::Failed(format!("a word of the supervisor that is not understood: {e}"))
+            })?;
             match (word, fd) {
                 (Given::Begin(given), _) => task = Some(*given),
                 (Given::Kept(key), Some(fd)) => {

@@ -110,8 +110,8 @@ fn in_background(work: impl FnOnce(&MountRequest, &mut dyn FnMut(&MountEntry)) -
     log_to(Some(()));
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).doing("reading the request")?;
-    let request: MountRequest = serde_json::from_str(&text)
-        .map_err(|e| Error::Usage(format!("this is started by `mount`: {e}")))?;
+    let request: MountRequest =
+        serde_json::from_str(&text).map_err(|e| Error::Usage(format!("this is started by `mount`: {e}")))?;
     let mut said = false;
     let result = work(&request, &mut |entry| {
         session::say(&Word::Ready(entry.clone()));

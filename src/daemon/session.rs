@@ -6,9 +6,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -269,8 +269,7 @@ pub fn serve(
         view.leave_to_heirs(slots, Arc::new(Holding(estate.clone())));
         if heir.is_some() {
             let trees = entry.versions.iter().filter_map(|v| Tree::open(&store, v).ok()).collect();
-            inherited =
-                view.inherit(Inheritance { nameless: estate.take_nameless(), versions: trees });
+            inherited = view.inherit(Inheritance { nameless: estate.take_nameless(), versions: trees });
             log::info!("{id}: going on with what process {} served", before.map_or(0, |entry| entry.pid));
         } else {
             estate.leave(Key::Claim, claim.lock());
@@ -288,7 +287,8 @@ pub fn serve(
     let line = Line::default();
     let manner = Manner { map_ids, strict_times: request.options.strictatime };
     let servers = Arc::new(Servers::new(THREADS));
-    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, line.clone(), servers.clone(), manner, inherited);
+    let adapter =
+        Adapter::new(view.clone(), dirty.clone(), wake, line.clone(), servers.clone(), manner, inherited);
     let (session, attach, device) =
         make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())?;
     let _ = line.notifier.set(session.notifier());

@@ -197,7 +197,8 @@ impl Program {
     fn path(&self) -> &Path {
         const SAME: &str = "/proc/self/exe";
         let table = mount::table().unwrap_or_default();
-        let over = table.iter().filter(|l| self.0.starts_with(&l.point)).max_by_key(|l| l.point.as_os_str().len());
+        let over =
+            table.iter().filter(|l| self.0.starts_with(&l.point)).max_by_key(|l| l.point.as_os_str().len());
         match over {
             Some(line) if !line.fstype.starts_with("fuse") && self.0.exists() => &self.0,
             _ => Path::new(SAME),

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -274,10 +274,10 @@ impl View {
         }
         drop(state);
         let fh = self.handles.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.handles
-            .open
-            .write()
-            .insert(fh, Arc::new(Handle { node: node.clone(), writes, passed, executes, slot: OnceLock::new() }));
+        self.handles.open.write().insert(
+            fh,
+            Arc::new(Handle { node: node.clone(), writes, passed, executes, slot: OnceLock::new() }),
+        );
         Ok(Opened { fh, id: node.id, way })
     }
 

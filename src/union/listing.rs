@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -141,8 +141,7 @@ impl View {
     /// Closes it.
     pub fn releasedir(&self, fh: u64) {
         let dropped = self.listings.open.write().remove(&fh);
-        if let (Some(slots), Some((at, _))) =
-            (self.slots.get(), dropped.as_ref().and_then(|h| h.slot.get()))
+        if let (Some(slots), Some((at, _))) = (self.slots.get(), dropped.as_ref().and_then(|h| h.slot.get()))
         {
             slots.give_back(*at);
         }

@@ -43,7 +43,8 @@ fn round(dir: &Path, n: u64) -> io::Result<()> {
     fs::remove_file(at("other"))?;
     assert_eq!(file.metadata()?.nlink(), 0);
     let mut back = [0; 8];
-    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))?.read_exact_at(&mut back, 0)?;
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)))?
+        .read_exact_at(&mut back, 0)?;
     assert_eq!(back, n.to_ne_bytes());
     fs::remove_file(at("s"))?;
     fs::remove_dir(at("e"))?;

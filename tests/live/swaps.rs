@@ -116,8 +116,7 @@ fn a_swap_reaches_what_an_earlier_daemon_told_the_kernel() {
         let number = held.metadata().unwrap().ino();
         let was = place.tag();
         replace_daemon(&place.program, "d");
-        let report =
-            place.program.swap(&["upgrade", "d", "--to", &format!("os:{}", other(&place.tag()))]);
+        let report = place.program.swap(&["upgrade", "d", "--to", &format!("os:{}", other(&place.tag()))]);
         assert_eq!(report["live"], true);
         place.check(&mount, &format!("after swap {round}"));
         // What was open keeps its content, also under a daemon that never saw that version.

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use crate::common::successor::replace_daemon;
 use crate::common::tree::{self, Item};
 use crate::common::{Disk, Program, Scratch, require_root};
 use crate::{times, tool};
@@ -118,10 +119,20 @@ fn fsx(scratch: &Scratch, file: &Path, kind: u64, seed: u64, operations: u64, mu
     );
 }
 
-/// Several seeds, each on new files and on files of the stack, with swaps between two versions that differ in them.
-fn seeds(options: &str, count: u64) {
+/// What happens while fsx runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Meanwhile {
+    /// The desktop is swapped.
+    Swaps,
+    /// Its daemon is killed, and another one goes on.
+    Ends,
+}
+
+/// Several seeds, each on new files and on files of the stack, with swaps between two versions that differ in them, or
+/// with daemons that end.
+fn seeds(options: &str, count: u64, operations: u64, meanwhile: Meanwhile) {
     require_root();
-    let operations = times("REROOT_FSX_OPERATIONS", 200_000);
+    let operations = times("REROOT_FSX_OPERATIONS", operations);
     let outer = Scratch::new();
     let disk = Disk::new(&outer, "ext4", "disk", 512);
     disk.careless();
@@ -138,17 +149,22 @@ fn seeds(options: &str, count: u64) {
     for seed in 1..=times("REROOT_FSX_SEEDS", count) {
         program.ok(&["create", "d", "os:1"]);
         let mount = program.mount_with("d", scratch.mnt(), options);
-        let (mut swaps, mut to) = (0, ["os:2", "os:1"]);
+        let (mut done, mut to) = (0, ["os:2", "os:1"]);
         for piece in 0..operations.div_ceil(PIECE) {
             let name = if piece % 2 == 0 { format!("new-{piece}") } else { format!("dir/stack-{piece}") };
             fsx(&outer, &mount.join(name), seed, seed * 1000 + piece, PIECE, || {
-                program.ok(&["upgrade", "d", "--to", to[0]]);
-                to.reverse();
-                swaps += 1;
+                match meanwhile {
+                    Meanwhile::Swaps => {
+                        program.ok(&["upgrade", "d", "--to", to[0]]);
+                        to.reverse();
+                    }
+                    Meanwhile::Ends => replace_daemon(&program, "d"),
+                }
+                done += 1;
             });
         }
         // It says nothing of operations without effect.
-        assert!(swaps >= operations / PIECE * (PIECE / BETWEEN_SWAPS - 1), "{swaps} swaps");
+        assert!(done >= operations / PIECE * (PIECE / BETWEEN_SWAPS - 1), "{done} times");
         mount.umount();
         program.ok(&["rm", "d"]);
     }
@@ -156,10 +172,20 @@ fn seeds(options: &str, count: u64) {
 
 #[test]
 fn fsx_finds_nothing_with_live_swaps() {
-    seeds("", 3);
+    seeds("", 3, 200_000, Meanwhile::Swaps);
 }
 
 #[test]
 fn fsx_finds_nothing_where_the_daemon_reads_and_writes() {
-    seeds("data=coherent", 1);
+    seeds("data=coherent", 1, 200_000, Meanwhile::Swaps);
+}
+
+#[test]
+fn fsx_goes_on_when_the_daemon_is_killed() {
+    seeds("", 1, 60_000, Meanwhile::Ends);
+}
+
+#[test]
+fn fsx_goes_on_when_the_daemon_that_reads_and_writes_is_killed() {
+    seeds("data=coherent", 1, 60_000, Meanwhile::Ends);
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::common::scratch::mount_type;
+use crate::common::successor::replace_daemon;
 use crate::guest::{Guest, Home, LIMIT, signal};
 
 #[test]
@@ -17,6 +18,28 @@ fn each_end_of_a_machine_has_its_status_and_leaves_nothing() {
     // The desktop is whole after all that.
     let answer = home.run("read,off", &[]).ok();
     assert!(answer.out().contains("GUEST written: written by a guest of 1"), "{}", answer.out());
+}
+
+/// The daemon of a guest's root is killed while the guest writes and reads; the guest notices nothing.
+#[test]
+fn a_guest_goes_on_when_the_daemon_of_its_root_is_killed() {
+    for cache in ["always", "auto"] {
+        let home = Home::new();
+        let mut guest = home.start("write,count", &["--cache", cache]);
+        guest.until("GUEST counts");
+        for _ in 0..4 {
+            replace_daemon(&home.program, "d");
+        }
+        // It has gone through all of that when it says so.
+        fs::write(home.scratch.mnt().join("root/enough"), "").unwrap();
+        guest.until("GUEST counted without an error");
+        guest.expect(0);
+        home.assert_clean();
+        let lines = fs::read_to_string(home.user("root/counted")).unwrap();
+        let numbers: Vec<u64> = lines.lines().map(|l| l.parse().unwrap()).collect();
+        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "each once, in order");
+        assert!(!home.user("root/goes").exists());
+    }
 }
 
 fn ends_of_its_own(home: &Home) {
@@ -58,6 +81,10 @@ fn parts_that_end(home: &Home) {
         let mut guest = home.start("write,spin", &[]);
         guest.until("GUEST writes");
         let process = if part == "virtiofsd" { home.process("virtiofsd --fd") } else { home.process(part) };
+        if part == " serve" {
+            // Otherwise it would start another one, and the guest went on: see the next test.
+            signal(home.process(" supervise"), "KILL");
+        }
         signal(process, "KILL");
         guest.expect(1);
         assert!(guest.has_said(words), "{part}: {:?}", guest.said);
@@ -79,7 +106,7 @@ fn killed(home: &Home) {
     signal(guest.pid(), "KILL");
     guest.end();
     let begin = Instant::now();
-    while home.processes().iter().any(|l| !l.contains(" serve")) {
+    while home.processes().iter().any(|l| !l.contains(" serve") && !l.contains(" supervise")) {
         assert!(begin.elapsed() < LIMIT, "{:?}", home.processes());
         std::thread::sleep(Duration::from_millis(20));
     }

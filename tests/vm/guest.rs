@@ -33,6 +33,16 @@ for word in $do; do
       while [ "$(cat /etc/version)" = "$before" ]; do sleep 0.1; done
       say "sees $(cat /etc/version)" ;;
     spin) say "writes"; while :; do echo x >>/root/endless; done ;;
+    count) n=0 failed=0; exec 3>/root/goes; rm /root/goes
+      while [ ! -e /root/enough ]; do
+        n=$((n + 1)); echo $n >>/root/counted || failed=1; echo $n >&3 || failed=1
+        mkdir /root/d && echo $n >/root/d/f && mv /root/d/f /root/f && [ "$(cat /root/f)" = $n ] &&
+          rm /root/f && rmdir /root/d && ls -l /usr/bin /etc >/root/list && rm /root/list || failed=1
+        [ $n != 20 ] || say "counts"
+        # With --cache always the guest asks for nothing that it knows.
+        [ $((n % 20)) != 0 ] || echo 2 >/proc/sys/vm/drop_caches
+      done
+      [ $failed = 1 ] && say "counted with an error" || say "counted without an error"; trigger o ;;
     wait) say "waits"; while :; do sleep 60; done ;;
     off) trigger o ;;
     reboot) trigger b ;;
