@@ -145,6 +145,8 @@ pub struct View {
     pub(crate) pinned_trees: Mutex<std::collections::HashMap<Digest, Arc<Tree>>>,
     pub(crate) nodes: Nodes,
     pub(crate) names: RwLock<()>,
+    /// Directories of the stack that were moved since the mount began; see [`View::follow_moves`].
+    pub(crate) moves: std::sync::atomic::AtomicU64,
     pub(crate) handles: data::Handles,
     pub(crate) listings: listing::Listings,
     pub(crate) reading: data::Reading,
@@ -179,6 +181,7 @@ impl View {
             pinned_trees: Mutex::default(),
             nodes: Nodes::new(root),
             names: RwLock::new(()),
+            moves: std::sync::atomic::AtomicU64::new(0),
             handles: data::Handles::default(),
             listings: listing::Listings::default(),
             reading: data::Reading::default(),
