@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::attributes::Attributes;
 use super::copyup::Depth;
@@ -324,12 +325,14 @@ impl View {
             let below = self.below(pin, &dir, name)?.is_some();
             let kept = self.keep(&node)?;
             self.hand_on(&node, ghost.nlink, kept.as_deref());
+            let changes = self.groups.changes();
             self.take_away(user, &node, &to, name, below)?;
             if is_dir {
                 user.drop_dir(node.id);
                 self.subdirs_changed(&dir, -1);
             }
             self.touched(&dir)?;
+            self.one_link_less(pin, &node, changes);
             self.name_removed(&node, &dir, name, ghost, kept);
             return Ok(());
         }
@@ -580,14 +583,16 @@ impl View {
         }
         let fd = self.upper_dir(node)?;
         user.marks.set_pin(&*fd, &mark)?;
-        for other in self.nodes.beneath(node) {
-            if let Some(l) = &mut other.state().lower {
-                l.pinned = true;
-            }
+        let mut state = node.state();
+        if let Some(lower) = &mut state.lower {
+            lower.pinned = true;
         }
-        if let Some(marks) = &mut node.state().upper {
+        if let Some(marks) = &mut state.upper {
             marks.pin = Some(mark);
         }
+        // What is known beneath it learns of it when somebody asks.
+        state.moves = self.moves.fetch_add(1, Ordering::AcqRel) + 1;
+        self.groups.changed();
         Ok(())
     }
 
