@@ -215,6 +215,8 @@ pub struct Inheritance {
     pub versions: Vec<Arc<Tree>>,
 }
 
+type Nodes = Vec<Arc<Node>>;
+
 impl View {
     /// From now on what is open is written down there, and files without a name are handed to `keeper`.
     pub fn leave_to_heirs(&self, slots: Slots, keeper: Arc<dyn Keeper>) {
@@ -383,12 +385,7 @@ impl View {
     }
 
     /// What of a directory's is wanted, and its directories. The caller holds `names`.
-    fn look_through(
-        &self,
-        pin: &Pin,
-        dir: &Arc<Node>,
-        wanted: &HashSet<u64>,
-    ) -> Answer<(Vec<Arc<Node>>, Vec<Arc<Node>>)> {
+    fn look_through(&self, pin: &Pin, dir: &Arc<Node>, wanted: &HashSet<u64>) -> Answer<(Nodes, Nodes)> {
         let (mut here, mut below) = (Vec::new(), Vec::new());
         if dir.state().upper.is_none() {
             return Ok((here, below));
