@@ -114,6 +114,12 @@ pub enum Command {
     /// Run one mount's daemon
     #[command(hide = true)]
     Serve,
+    /// What an initramfs runs: put the desktop that the kernel's command line names in the place of the disk with its store
+    #[command(hide = true)]
+    BootRoot(BootRoot),
+    /// Run the daemon of a machine's root
+    #[command(hide = true)]
+    BootServe,
     /// What mount(8) runs as mount.fuse.reroot
     #[command(hide = true, disable_help_flag = true)]
     MountHelper(Helper),
@@ -320,6 +326,13 @@ pub struct Overlay {
     pub debug: bool,
     /// Where it is attached
     #[arg(value_hint = ValueHint::DirPath)]
+    pub mountpoint: PathBuf,
+}
+
+/// `boot-root`
+#[derive(Debug, Args)]
+pub struct BootRoot {
+    /// Where the disk is mounted, and then the desktop
     pub mountpoint: PathBuf,
 }
 

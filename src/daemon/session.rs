@@ -216,7 +216,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let entry = MountEntry {
         id: id.clone(),
         desktop: desktop.is_some(),
-        mountpoint: point.clone(),
+        mountpoint: if request.options.root { "/".into() } else { point.clone() },
         pid: process_id(),
         socket: socket.clone(),
         versions: shown.version.into_iter().collect(),

@@ -80,6 +80,12 @@ pub fn new_session() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes `dir` the root directory and the working directory of this process.
+pub fn change_root(dir: &std::path::Path) -> io::Result<()> {
+    std::os::unix::fs::chroot(dir)?;
+    std::env::set_current_dir("/")
+}
+
 /// Sets how many descriptors the process may hold to what the hard limit allows; returns that number.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
