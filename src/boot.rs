@@ -120,6 +120,7 @@ pub fn serve() -> Result<()> {
     let request: MountRequest = serde_json::from_str(&text)
         .map_err(|e| Error::Usage(format!("`boot-serve` is started in an initramfs: {e}")))?;
     let _ = process::new_session();
+    process::lift_descriptor_limit();
     // Out of the unit that it was started by, into that of the first process, where systemd already runs.
     let _ = std::fs::write("/sys/fs/cgroup/init.scope/cgroup.procs", std::process::id().to_string());
     // Without it nothing else can go on.

@@ -417,7 +417,11 @@ mod tests {
             zeroes[at..].fill(0);
             assert_eq!(pins_in(&zeroes), Some(left), "zeroes from {at}");
             zeroes.extend_from_slice(&whole[..second]);
-            assert_eq!(pins_in(&zeroes).map(|pins| pins.last() == Some(&one)), Some(true), "added after {at}");
+            assert_eq!(
+                pins_in(&zeroes).map(|pins| pins.last() == Some(&one)),
+                Some(true),
+                "added after {at}"
+            );
             let mut zeroes = whole.clone();
             zeroes[second..at].fill(0);
             let left = if at <= second + 1 { vec![one, two] } else { vec![one] };

@@ -94,6 +94,16 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(1024)
 }
 
+/// As [`raise_descriptor_limit`], and raises the hard limit first, to what the kernel allows (`fs.nr_open`): what the kernel
+/// starts has 4,096.
+pub fn lift_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+    if let Ok(most) = text.trim().parse::<u64>() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) });
+    }
+}
+
 /// Lifts the limit on the length of files (`RLIMIT_FSIZE`) as far as it can be lifted: the kernel holds each program to
 /// its own before it asks the daemon. Where a limit stays, a write beyond it is an error (`EFBIG`) and not the end of
 /// this process.

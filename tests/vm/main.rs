@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod boot;
 mod ends;
 mod guest;
 mod story;
