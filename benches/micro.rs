@@ -73,7 +73,7 @@ impl Ground {
             self.store.create_desktop(&name, "micro", choice, None, BTreeMap::new()).expect("desktop");
         let user = UserLayer::open(&desktop, libc::MOUNT_ATTR_NOATIME).expect("user layer");
         let objects = Objects::open(&self.store).expect("objects");
-        let library = Some(Library { store: self.store.clone(), objects });
+        let library = Some(Library { store: self.store.clone(), objects: objects.into() });
         let tree = Tree::open(&self.store, version).expect("tree");
         let settings =
             Settings { read_only: false, data: Data::Auto, metacopy: true, pieces: Pieces::default() };

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -106,7 +107,7 @@ pub fn settle(store: &Store, desktop: &Desktop, progress: &dyn Progress) -> Resu
     let io = |e: crate::union::Fail| {
         Error::Io("settling the user layer".into(), std::io::Error::from_raw_os_error(e.0))
     };
-    let library = Some(Library { store: store.clone(), objects });
+    let library = Some(Library { store: store.clone(), objects: Arc::new(objects) });
     let view =
         View::new(library, Some(user), Stack::Version(tree), state.generation, settings).map_err(io)?;
     progress.begin("settling", None);

@@ -356,7 +356,7 @@ fn shown(request: &MountRequest, store: &Store, desktop: Option<&Desktop>) -> Re
     let stack = Stack::Version(Tree::open(store, &version)?);
     let objects = Objects::open(store)?;
     let sealed = objects.sealed;
-    let library = Some(Library { store: store.clone(), objects });
+    let library = Some(Library { store: store.clone(), objects: Arc::new(objects) });
     Ok(Shown {
         point,
         stack,

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self as rfs, AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -462,6 +463,11 @@ pub fn copy_range(from: impl AsFd, from_at: u64, to: impl AsFd, to_at: u64, len:
 /// Makes `to` share all blocks of `from` (`FICLONE`), where the file system can.
 pub fn clone_file(to: impl AsFd, from: impl AsFd) -> io::Result<()> {
     Ok(rfs::ioctl_ficlone(to, from)?)
+}
+
+/// Asks the kernel to bring the first `length` bytes of a file into memory (`posix_fadvise(2)`, `WILLNEED`); does not wait.
+pub fn will_need(fd: impl AsFd, length: u64) -> io::Result<()> {
+    Ok(rfs::fadvise(fd, 0, NonZeroU64::new(length), rfs::Advice::WillNeed)?)
 }
 
 /// `lseek(2)` for data or holes. `None`: past the end (`ENXIO`).

@@ -115,7 +115,7 @@ impl View {
         if !node.is_file() || !self.never_changes() {
             return Err(Fail(libc::EBADF));
         }
-        let file = Arc::new(self.open_content(&self.content_of(&node)?)?);
+        let file = Arc::new(self.open_to_read(&node)?);
         let dropped = self.reading.0.lock().push(id, file.clone());
         drop(dropped);
         Ok(file)
@@ -268,7 +268,7 @@ impl View {
         }
         let mut head = [0; 4];
         if content.size() >= 4096 {
-            let _ = self.open_content(&content)?.read_at(&mut head, 0)?;
+            let _ = self.open_to_read(node)?.read_at(&mut head, 0)?;
         }
         Ok(&head == b"\x7fELF")
     }
@@ -380,7 +380,7 @@ impl View {
             node.state().file = Some(file.clone());
             return Ok(file);
         }
-        let object = Arc::new(self.open_content(&self.content_of(node)?)?);
+        let object = Arc::new(self.open_to_read(node)?);
         node.state().object = Some(object.clone());
         Ok(object)
     }

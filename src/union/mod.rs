@@ -19,6 +19,7 @@
 //! [`partial`] say of theirs. No lock is held
 //! while a notification is sent, while the mount point is touched, or during data I/O and fsync.
 
+pub mod ahead;
 pub mod attributes;
 pub mod completion;
 pub mod copyup;
@@ -132,7 +133,7 @@ pub struct Library {
     /// The store.
     pub store: Store,
     /// Its objects.
-    pub objects: Objects,
+    pub objects: Arc<Objects>,
 }
 
 /// The merged view of one stack and one user layer.
@@ -145,9 +146,12 @@ pub struct View {
     pub(crate) pinned_trees: Mutex<std::collections::HashMap<Digest, Arc<Tree>>>,
     pub(crate) nodes: Nodes,
     pub(crate) names: RwLock<()>,
+    /// Directories of the stack that were moved since the mount began; see [`View::follow_moves`].
+    pub(crate) moves: std::sync::atomic::AtomicU64,
     pub(crate) handles: data::Handles,
     pub(crate) listings: listing::Listings,
     pub(crate) reading: data::Reading,
+    pub(crate) ahead: ahead::Ahead,
     pub(crate) notices: Mutex<Vec<swap::Notice>>,
     /// The generation that the kernel's caches are right for.
     pub(crate) told: std::sync::atomic::AtomicU64,
@@ -179,9 +183,11 @@ impl View {
             pinned_trees: Mutex::default(),
             nodes: Nodes::new(root),
             names: RwLock::new(()),
+            moves: std::sync::atomic::AtomicU64::new(0),
             handles: data::Handles::default(),
             listings: listing::Listings::default(),
             reading: data::Reading::default(),
+            ahead: ahead::Ahead::default(),
             notices: Mutex::default(),
             told: std::sync::atomic::AtomicU64::new(generation),
             before: Mutex::default(),
@@ -205,6 +211,20 @@ impl View {
             }
             Content::File(stack, place) => Ok(stack.open_content(place)?),
         }
+    }
+
+    /// The content of a file of the stack, for somebody who reads it.
+    pub(crate) fn open_to_read(&self, node: &Node) -> Answer<std::fs::File> {
+        let since = std::time::Instant::now();
+        let file = self.open_content(&self.content_of(node)?)?;
+        let place = node.state().lower.as_ref().and_then(|lower| match &lower.entry {
+            lower::Entry::Tree(tree, entry) => Some((tree.clone(), entry.at)),
+            lower::Entry::Plain(..) => None,
+        });
+        if let (Some((tree, at)), Some(library)) = (place, &self.library) {
+            self.ahead.read(&library.objects, &tree, at, since);
+        }
+        Ok(file)
     }
 
     pub(crate) fn writable(&self) -> Answer<&UserLayer> {

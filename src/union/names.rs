@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::attributes::Attributes;
 use super::copyup::Depth;
@@ -579,14 +580,15 @@ impl View {
         }
         let fd = self.upper_dir(node)?;
         user.marks.set_pin(&*fd, &mark)?;
-        for other in self.nodes.beneath(node) {
-            if let Some(l) = &mut other.state().lower {
-                l.pinned = true;
-            }
+        let mut state = node.state();
+        if let Some(lower) = &mut state.lower {
+            lower.pinned = true;
         }
-        if let Some(marks) = &mut node.state().upper {
+        if let Some(marks) = &mut state.upper {
             marks.pin = Some(mark);
         }
+        // What is known beneath it learns of it when somebody asks.
+        state.moves = self.moves.fetch_add(1, Ordering::AcqRel) + 1;
         Ok(())
     }
 

@@ -61,6 +61,8 @@ pub struct State {
     pub displaced: bool,
     /// The generation that `lower` is right for.
     pub lower_generation: u64,
+    /// So many moves of directories `lower.pinned` knows of.
+    pub moves: u64,
     /// The last generation in which one of its names was seen to lead here.
     pub shown: u64,
     /// Its part in the user layer.

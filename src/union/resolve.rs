@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::attributes::Attributes;
 use super::lower::{Entry, Lower, Stack, Tree};
@@ -293,6 +294,7 @@ impl View {
                     State { lower: Some(lower.clone()), lower_generation: generation, ..State::default() };
                 Node::new(id, format, 0, state)
             });
+            self.follow_moves(&node);
             if node.format == format
                 && node.state().upper.is_none()
                 && !is_elsewhere(&node, dir, name, &lower)
@@ -454,8 +456,46 @@ impl View {
         Ok(Some(node))
     }
 
+    /// Notes for a node whether what it shows of the stack belongs to a directory that the user moved. Moving one does
+    /// not walk what is known beneath it: whoever asks looks at the directories above, up to the first that knows of all
+    /// moves. The caller holds `names`, or no move is under way.
+    pub(crate) fn follow_moves(&self, node: &Arc<Node>) {
+        let moves = self.moves.load(Ordering::Acquire);
+        let mut way = Vec::new();
+        let mut at = node.clone();
+        let mut pinned = loop {
+            let parent = {
+                let state = at.state();
+                if state.moves == moves {
+                    break state.lower.as_ref().is_some_and(|l| l.pinned);
+                }
+                state.names.first().map(|(parent, _)| parent.clone())
+            };
+            way.push(at);
+            match parent {
+                Some(parent) => at = parent,
+                None => break false,
+            }
+        };
+        for node in way.into_iter().rev() {
+            let mut state = node.state();
+            state.moves = moves;
+            let own = !node.is_dir() && state.upper.as_ref().is_some_and(|m| m.pin.is_some());
+            pinned = match &mut state.lower {
+                Some(lower) => {
+                    lower.pinned |= pinned && !own;
+                    lower.pinned
+                }
+                None => false,
+            };
+        }
+    }
+
     /// The part of a node in the stack of the request's generation.
     pub(crate) fn lower(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Option<Lower>> {
+        if node.state().moves != self.moves.load(Ordering::Acquire) {
+            self.follow_moves(node);
+        }
         {
             let state = node.state();
             let fixed = state.lower.as_ref().is_some_and(|l| l.pinned)

@@ -357,6 +357,7 @@ impl View {
         let node_of = |number: u64| {
             let below = |id| {
                 self.nodes.get(id).filter(|n| {
+                    self.follow_moves(n);
                     let state = n.state();
                     state.upper.is_none() && !state.lower.as_ref().is_some_and(|l| l.pinned)
                 })
