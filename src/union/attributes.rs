@@ -451,7 +451,14 @@ impl View {
 
     /// The content of a directory was changed by the user: its modification time is the user's.
     pub(crate) fn touched(&self, node: &Arc<Node>) -> Answer<()> {
-        let marked = node.state().upper.as_ref().and_then(|m| m.follows.as_ref()).is_none_or(|c| c.mtime);
+        let (marked, merged) = {
+            let state = node.state();
+            let marked = state.upper.as_ref().and_then(|m| m.follows.as_ref()).is_none_or(|c| c.mtime);
+            (marked, state.lower.is_some())
+        };
+        if merged {
+            self.groups.changed();
+        }
         if marked {
             return Ok(());
         }

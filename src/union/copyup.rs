@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::attributes::Attributes;
 use super::lower::{Content, Entry, Lower};
 use super::marks::{Changed, Marks, Partial, PinMark};
-use super::node::{BORN, Name, Node};
+use super::node::{BORN, Name, Names, Node};
 use super::plant::planted;
 use super::swap::Notice;
 use super::{Answer, Fail, Pin, View};
@@ -439,7 +439,7 @@ impl View {
             (state.gone, state.passed > 0)
         };
         // A swap may have led names elsewhere while the content was copied.
-        let names: Vec<_> = if gone { Vec::new() } else { self.names_that_lead_to(node, names)? };
+        let names = if gone { Names::default() } else { self.names_that_lead_to(node, names)? };
         if !gone && names.is_empty() {
             return Err(Fail(libc::ESTALE));
         }
@@ -464,7 +464,7 @@ impl View {
             None
         };
         let mut consumed = gone;
-        for (parent, name) in &names {
+        let placed = names.iter().try_for_each(|(parent, name)| {
             left -= 1;
             let dir = self.upper_dir(parent)?;
             self.keeping_times(parent, || {
@@ -484,8 +484,12 @@ impl View {
                 let second = user.temporary_name();
                 sys::link_at(&user.work, temporary, &user.work, &second)?;
                 Ok(sys::rename_at(&user.work, &second, &*dir, name, Rename::Replace)?)
-            })?;
+            })
+        });
+        if node.state().lower.as_ref().is_some_and(Lower::is_linked) {
+            self.groups.changed();
         }
+        placed?;
         if !consumed {
             let _ = sys::unlink_at(&user.work, temporary);
         }
@@ -499,7 +503,8 @@ impl View {
         let mut state = node.state();
         state.upper = Some(marks);
         state.host = Some(host);
-        state.names.retain(|(p, n)| names.iter().any(|(q, m)| q.id == p.id && m == n));
+        let known = std::mem::take(&mut state.names);
+        names.iter().filter(|(p, n)| known.holds(p.id, n)).for_each(|(p, n)| state.names.add(p, n));
         state.kept = kept;
         let open = state.cached + state.passed > 0;
         if (gone || open) && state.owns_content() {
@@ -651,14 +656,14 @@ impl View {
 
     /// The names under which a file of the stack is seen: all of its hard-link group that still show it.
     /// The caller holds `names`.
-    fn names_to_copy(&self, node: &Arc<Node>) -> Answer<Vec<Name>> {
+    fn names_to_copy(&self, node: &Arc<Node>) -> Answer<Names> {
         let pin = &self.pin();
         let (names, gone) = {
             let state = node.state();
             (state.names.clone(), state.gone)
         };
         if gone {
-            return Ok(Vec::new());
+            return Ok(Names::default());
         }
         let mut out = self.names_that_lead_to(node, &names)?;
         let Some(lower) = self.lower(pin, node)? else { return Ok(out) };
@@ -673,11 +678,11 @@ impl View {
                     },
                 };
                 let Some(dir) = dir.filter(|d| d.is_dir()) else { continue };
-                if out.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
+                if out.holds(dir.id, &name) {
                     continue;
                 }
                 if self.child(pin, &dir, &name)?.is_some_and(|c| c.id == node.id) {
-                    out.push((dir, name.into()));
+                    out.add(&dir, &name);
                 }
             }
         }
@@ -685,12 +690,12 @@ impl View {
     }
 
     /// Those of a node's names that lead to it in the present generation. The caller holds `names`.
-    fn names_that_lead_to(&self, node: &Arc<Node>, names: &[Name]) -> Answer<Vec<Name>> {
+    fn names_that_lead_to(&self, node: &Arc<Node>, names: &[Name]) -> Answer<Names> {
         let pin = self.pin();
-        let mut out = Vec::with_capacity(names.len());
+        let mut out = Names::default();
         for (parent, name) in names {
             if self.child(&pin, parent, name)?.is_some_and(|c| Arc::ptr_eq(&c, node)) {
-                out.push((parent.clone(), name.clone()));
+                out.add(parent, name);
             }
         }
         Ok(out)

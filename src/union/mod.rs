@@ -26,6 +26,7 @@ pub mod copyup;
 pub mod data;
 pub mod directories;
 pub mod flags;
+pub mod links;
 pub mod listing;
 pub mod lower;
 pub mod marks;
@@ -152,6 +153,7 @@ pub struct View {
     pub(crate) listings: listing::Listings,
     pub(crate) reading: data::Reading,
     pub(crate) ahead: ahead::Ahead,
+    pub(crate) groups: links::Groups,
     pub(crate) notices: Mutex<Vec<swap::Notice>>,
     /// The generation that the kernel's caches are right for.
     pub(crate) told: std::sync::atomic::AtomicU64,
@@ -188,6 +190,7 @@ impl View {
             listings: listing::Listings::default(),
             reading: data::Reading::default(),
             ahead: ahead::Ahead::default(),
+            groups: links::Groups::default(),
             notices: Mutex::default(),
             told: std::sync::atomic::AtomicU64::new(generation),
             before: Mutex::default(),

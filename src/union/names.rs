@@ -324,12 +324,14 @@ impl View {
             let to = self.upper_dir(&dir)?;
             let below = self.below(pin, &dir, name)?.is_some();
             let kept = self.keep(&node)?;
+            let changes = self.groups.changes();
             self.take_away(user, &node, &to, name, below)?;
             if is_dir {
                 user.drop_dir(node.id);
                 self.subdirs_changed(&dir, -1);
             }
             self.touched(&dir)?;
+            self.one_link_less(pin, &node, changes);
             self.name_removed(&node, &dir, name, ghost, kept);
             return Ok(());
         }
@@ -589,6 +591,7 @@ impl View {
         }
         // What is known beneath it learns of it when somebody asks.
         state.moves = self.moves.fetch_add(1, Ordering::AcqRel) + 1;
+        self.groups.changed();
         Ok(())
     }
 

@@ -50,11 +50,107 @@ pub struct Node {
 /// A name: the directory and the name in it.
 pub type Name = (Arc<Node>, Box<[u8]>);
 
+/// From so many on, names are found by an index.
+const MANY: usize = 32;
+
+/// The names of one node, each once. The order says nothing but that one is the first.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    list: Vec<Name>,
+    /// Their places in `list`, by directory and name, where there are many.
+    places: Option<Places>,
+}
+
+type Places = HashMap<u64, HashMap<Box<[u8]>, usize>>;
+
+impl std::ops::Deref for Names {
+    type Target = [Name];
+
+    fn deref(&self) -> &[Name] {
+        &self.list
+    }
+}
+
+impl<'a> IntoIterator for &'a Names {
+    type Item = &'a Name;
+    type IntoIter = std::slice::Iter<'a, Name>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.iter()
+    }
+}
+
+impl IntoIterator for Names {
+    type Item = Name;
+    type IntoIter = std::vec::IntoIter<Name>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.into_iter()
+    }
+}
+
+impl Names {
+    fn place(&self, parent: u64, name: &[u8]) -> Option<usize> {
+        match &self.places {
+            Some(places) => places.get(&parent)?.get(name).copied(),
+            None => self.list.iter().position(|(p, n)| p.id == parent && **n == *name),
+        }
+    }
+
+    fn note(&mut self, place: usize) {
+        if let (Some(places), Some((parent, name))) = (&mut self.places, self.list.get(place)) {
+            places.entry(parent.id).or_default().insert(name.clone(), place);
+        }
+    }
+
+    /// Whether it is one of them.
+    pub fn holds(&self, parent: u64, name: &[u8]) -> bool {
+        self.place(parent, name).is_some()
+    }
+
+    /// Adds one, unless it is there.
+    pub fn add(&mut self, parent: &Arc<Node>, name: &[u8]) {
+        if self.holds(parent.id, name) {
+            return;
+        }
+        self.list.push((parent.clone(), name.into()));
+        if self.places.is_some() {
+            self.note(self.list.len() - 1);
+        } else if self.list.len() >= MANY {
+            self.places = Some(HashMap::new());
+            (0..self.list.len()).for_each(|place| self.note(place));
+        }
+    }
+
+    /// Removes one.
+    pub fn remove(&mut self, parent: u64, name: &[u8]) {
+        let Some(place) = self.place(parent, name) else { return };
+        self.list.swap_remove(place);
+        if let Some(names) = self.places.as_mut().and_then(|places| places.get_mut(&parent)) {
+            names.remove(name);
+        }
+        // The last one stands there now.
+        self.note(place);
+    }
+
+    /// Removes all.
+    pub fn clear(&mut self) {
+        *self = Names::default();
+    }
+
+    /// Removes one of them, any.
+    pub fn pop(&mut self) -> Option<Name> {
+        let (parent, name) = self.list.last()?.clone();
+        self.remove(parent.id, &name);
+        Some((parent, name))
+    }
+}
+
 /// What is known of a node and may change.
 #[derive(Debug, Default)]
 pub struct State {
     /// Where it stands: directory and name; several for hard links that were looked up.
-    pub names: Vec<Name>,
+    pub names: Names,
     /// Its part in the stack.
     pub lower: Option<Lower>,
     /// A swap took it out of the stack: `lower` is what open handles of a file keep.
@@ -98,6 +194,9 @@ pub struct State {
     /// It was made as a plain file, and nobody has given it capabilities: they need not be looked for, as the kernel
     /// asks at each first write.
     pub incapable: bool,
+    /// How many paths show it where the user layer has others of its group, with the generation and the count of
+    /// changes when they were counted.
+    pub links: Option<((u64, u64), u32)>,
     /// Subdirectories of a merged directory, and the generation in which they were counted.
     pub subdirs: Option<(u64, u32)>,
 }
@@ -155,17 +254,18 @@ impl Node {
         if self.is_dir() {
             let known = state.names.first().is_some_and(|(p, n)| p.id == parent.id && **n == *name);
             if !known {
-                state.names = vec![(parent.clone(), name.into())];
+                state.names.clear();
+                state.names.add(parent, name);
             }
-        } else if !state.names.iter().any(|(p, n)| p.id == parent.id && **n == *name) {
-            state.names.push((parent.clone(), name.into()));
+        } else {
+            state.names.add(parent, name);
         }
     }
 
     /// Removes a name; how many known ones are left.
     pub fn remove_name(&self, parent: u64, name: &[u8]) -> usize {
         let mut state = self.state();
-        state.names.retain(|(p, n)| !(p.id == parent && **n == *name));
+        state.names.remove(parent, name);
         state.names.len()
     }
 

@@ -167,15 +167,6 @@ impl View {
         })
     }
 
-    /// The number under which a path of the stack is seen that the user layer does not hold.
-    ///
-    /// It is the tree's, unless the path belongs to a hard-link group of which the user layer holds or hides
-    /// another path: then what has the number is the user's (copied up on a stack where the group was
-    /// another), and the rest of the group is an inode of its own.
-    pub(crate) fn lower_number(&self, pin: &Pin, lower: &Lower) -> Answer<u64> {
-        self.number_beside(pin, lower, None)
-    }
-
     /// The number of what follows a path of the stack: the one that it had when it was brought up, if that is one
     /// that this path may have. On another stack it is found as for a path that is not in the user layer; names
     /// that share its file on disk are not others.
@@ -231,49 +222,9 @@ impl View {
         let user = self.writable()?;
         if node.id < BORN {
             user.moved.add(&user.work, node.id)?;
+            self.groups.changed();
         }
         Ok(())
-    }
-
-    fn number_beside(&self, pin: &Pin, lower: &Lower, host: Option<u64>) -> Answer<u64> {
-        let Entry::Tree(tree, entry) = &lower.entry else { return Ok(lower.number()) };
-        let index = &tree.index;
-        let Some(user) = self.user.as_ref().filter(|_| !entry.is_dir() && entry.nlink > 1 && !lower.pinned)
-        else {
-            return Ok(entry.number);
-        };
-        for other in index.group(entry)? {
-            if other.at == entry.at {
-                continue;
-            }
-            let parent = index.node(other.parent)?;
-            let dir = self.walk(pin, &index.path(&parent)?)?.filter(|d| d.is_dir());
-            let Some(dir) = dir else { return Ok(split_number(index, entry.number)?) };
-            let merged = self.lower(pin, &dir)?.is_some_and(|l| !l.pinned && l.is_at(&parent));
-            let has_upper = dir.state().upper.is_some();
-            let held = has_upper
-                && match user.marks.probe(&*self.upper_dir(&dir)?, index.name(&other)?)? {
-                    Some(Found::Entry(stat, _)) => host != Some(stat.ino),
-                    found => found.is_some(),
-                };
-            if !merged || held {
-                return Ok(split_number(index, entry.number)?);
-            }
-        }
-        Ok(entry.number)
-    }
-
-    /// How many paths of the stack show a node that the user layer does not hold.
-    pub(crate) fn split_links(&self, pin: &Pin, node: &Node, lower: &Lower) -> Answer<u32> {
-        if let Entry::Plain(..) = &lower.entry {
-            return Ok(lower.links()?);
-        }
-        let mut links = 0;
-        for (parent, name) in lower.group()? {
-            let path = crate::layer::model::join(&parent, &name);
-            links += u32::from(self.walk(pin, &path)?.is_some_and(|n| n.id == node.id));
-        }
-        Ok(links)
     }
 
     /// The node of what only the stack has. `None`: something of the user's has its number.
@@ -335,7 +286,7 @@ impl View {
             if state.upper.is_some() {
                 return Ok(state.host.is_some_and(|h| h != stat.ino));
             }
-            if state.names.iter().any(|(p, n)| p.id == dir.id && **n == *name) {
+            if state.names.holds(dir.id, name) {
                 return Ok(false);
             }
             state.names.clone()
@@ -840,7 +791,7 @@ fn is_elsewhere(known: &Node, dir: &Node, name: &[u8], lower: &Lower) -> bool {
     let state = known.state();
     state.lower.as_ref().is_some_and(|l| l.pinned != lower.pinned)
         && !state.names.is_empty()
-        && !state.names.iter().any(|(p, n)| p.id == dir.id && **n == *name)
+        && !state.names.holds(dir.id, name)
 }
 
 /// An odd number, so that what is multiplied by it can be found again.
