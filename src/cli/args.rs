@@ -417,6 +417,10 @@ pub enum Vm {
     Run(Box<VmRun>),
     /// Show what libvirt and a boot loader need to know of a mounted desktop
     Snippet(VmSnippet),
+    /// Serve a mounted desktop to one guest, on the socket that systemd passes; becomes virtiofsd
+    ///
+    /// What reroot-virtiofsd@DESKTOP.service runs. The socket is that of reroot-virtiofsd@DESKTOP.socket (sd_listen_fds(3)).
+    Share(VmShare),
 }
 
 /// `vm run`
@@ -477,6 +481,19 @@ pub struct VmSnippet {
     /// More words for the kernel's command line; can be given several times
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
+}
+
+/// `vm share`
+#[derive(Debug, Args)]
+pub struct VmShare {
+    /// The desktop
+    pub desktop: String,
+    /// The virtiofsd to use [default: this machine's]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub virtiofsd: Option<PathBuf>,
+    /// As for `vm run`
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
+    pub cache: String,
 }
 
 /// A size in MiB: `512`, `512M`, `2G`.

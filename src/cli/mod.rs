@@ -115,6 +115,7 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
         Command::Upgrade(a) => swap::upgrade(ui, store, a),
         Command::Rollback(a) => swap::rollback(ui, store, a),
         Command::Vm(Vm::Run(a)) => vm::run(ui, store, a),
+        Command::Vm(Vm::Share(a)) => vm::share(store, a),
         Command::Vm(Vm::Snippet(a)) => vm::snippet(ui, store, a),
         Command::Serve
         | Command::BootServe

@@ -10,6 +10,7 @@ mod common;
 mod boot;
 mod ends;
 mod guest;
+mod libvirt;
 mod story;
 mod units;
 mod words;
