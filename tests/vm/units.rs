@@ -34,7 +34,8 @@ systemctl start reroot-virtiofsd@alice.socket
 systemctl is-active -q reroot-virtiofsd@alice.service && say "virtiofsd runs for nobody"
 # Asks as QEMU does (VHOST_USER_GET_FEATURES), and stays connected.
 perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new(Peer => "/run/reroot/virtiofsd-alice.sock") or die;
-  syswrite $s, pack("LLL", 1, 1, 0); sysread $s, my $told, 20; $| = 1; print unpack("L", $told), "/", length $told, "\n"; sleep 600' >/run/told &
+  syswrite $s, pack("LLL", 1, 1, 0); my $told = "";
+  while (length $told < 20 && sysread $s, $told, 20 - length $told, length $told) {} $| = 1; print unpack("L", $told), "/", length $told, "\n"; sleep 600' >/run/told &
 until [ -s /run/told ]; do sleep 0.1; done
 say "virtiofsd: $(cat /run/told) $(systemctl is-active reroot-virtiofsd@alice.service)"
 served=$(tr '\0' ' ' </proc/$(systemctl show -p MainPID --value reroot-virtiofsd@alice)/cmdline)
@@ -97,7 +98,9 @@ fn install(home: &Path, root: &Path) {
 
 /// This machine's virtiofsd with its libraries: the guest is a Debian of the same age.
 fn virtiofsd(root: &Path) {
-    let script = "program=$(command -v /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd virtiofsd | head -1)
+    let script = "for program in /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd $(command -v virtiofsd); do
+          if [ -x $program ]; then break; fi
+        done
         install -D $program usr/libexec/virtiofsd
         ldd $program | sed -n 's/.* => \\(.*\\) (.*/\\1/p' | while read -r library; do
           [ -e \".$library\" ] || [ -e \"./usr$library\" ] || install -D \"$library\" usr/local/lib/${library##*/}
