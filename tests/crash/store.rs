@@ -45,6 +45,43 @@ fn a_killed_import_harms_nothing_and_completes_when_it_is_run_again() {
 }
 
 #[test]
+fn what_an_import_has_published_survives_a_power_cut_and_one_that_is_cut_off_harms_nothing() {
+    common::require_root();
+    let outer = Scratch::new();
+    let disk = common::Disk::new(&outer, "ext4", "disk", 256);
+    let scratch = Scratch::at(disk.path().join("s"));
+    let program = Program::new(&scratch);
+    tree::import(&scratch, &program, "os:1", None, |dir| fill(dir, 1));
+    let second = outer.dir("second");
+    fill(&second, 2);
+    let source = format!("dir:{}", second.display());
+    let import = ["import", &source, "os:2", "--parent", "os:1"];
+    let time = takes(&program, &import);
+    let mut dice = Dice(3);
+    for round in 0..10 {
+        if program.run(&["show", "os:2"]).code == Some(0) {
+            program.ok(&["untag", "os:2"]);
+        }
+        program.ok(&["gc"]);
+        sh(scratch.path(), "sync -f .").ok();
+        // What it took in has names by now that are in memory only; the next one finds it there.
+        kill_after(&program, &import, dice.moment(time));
+        let done = round % 3 != 2;
+        if done {
+            program.ok(&import);
+        }
+        disk.cut();
+        disk.again();
+        whole(&program);
+        if done {
+            let mount = program.inspect("os:2", scratch.mnt());
+            tree::assert_same("os:2", &tree::listing(&second), &tree::listing(mount.path()));
+            mount.umount();
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_under_the_store_ends_an_import_and_leaves_the_store_whole() {
     common::require_root();
     let outer = Scratch::new();
