@@ -251,7 +251,7 @@ pub fn serve(
     let entry = MountEntry {
         id: id.clone(),
         desktop: desktop.is_some(),
-        mountpoint: point.clone(),
+        mountpoint: if request.options.root { "/".into() } else { point.clone() },
         pid: process_id(),
         socket: socket.clone(),
         versions,

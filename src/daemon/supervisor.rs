@@ -28,9 +28,10 @@ const QUICK: Duration = Duration::from_secs(1);
 const PATIENCE: u32 = 5;
 
 /// Whether a mount gets a supervisor: a desktop's that root makes. (Others make their mounts through fusermount3, which
-/// greets the kernel by itself; and a view of a version holds nothing that would be lost.)
+/// greets the kernel by itself; and a view of a version holds nothing that would be lost.) Not the root of a machine: systemd
+/// spares only the one process that was started for that, and a program could not be looked for in its own mount.
 pub fn is_for(request: &MountRequest) -> bool {
-    process::is_root() && matches!(request.subject, Subject::Desktop(_))
+    process::is_root() && matches!(request.subject, Subject::Desktop(_)) && !request.options.root
 }
 
 /// Serves a mount through daemons until it ends. `ready` is told once, when the view answers.
