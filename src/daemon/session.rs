@@ -213,7 +213,15 @@ pub fn serve(
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;
     // What is noted there is read from here on.
-    let slots = estate.as_ref().map(|estate| estate.slots()).transpose()?;
+    let slots = match estate.as_ref().map(|estate| estate.slots()) {
+        // A limit on the length of files that cannot be lifted, for one: then this daemon is the only one.
+        Some(Err(e)) if heir.is_none() => {
+            log::warn!("{e}; the mount ends with this process");
+            None
+        }
+        slots => slots.transpose()?,
+    };
+    let estate = estate.clone().filter(|_| slots.is_some());
     let shown = shown(request, &store, desktop.as_ref(), heir)?;
     let settings = Settings {
         // `ro` is the kernel's to keep, so that a remount can change it.
