@@ -9,6 +9,7 @@ mod common;
 
 mod ends;
 mod guest;
+mod many;
 mod story;
 mod units;
 mod words;
