@@ -7,6 +7,7 @@
     warn(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used)
 )]
 
+pub mod boot;
 pub mod cli;
 pub mod daemon;
 pub mod error;

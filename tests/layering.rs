@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The table: each part, and what it may import besides `error`, `metrics` and `sys`.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("sys", &[]),
     ("error", &[]),
     ("metrics", &[]),
@@ -18,7 +18,8 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("fuse", &["union"]),
     ("daemon", &["fuse", "union", "layer", "health", "store", "trust"]),
     ("vm", &["daemon", "store"]),
-    ("cli", &["daemon", "layer", "transfer", "store", "trust", "health", "vm"]),
+    ("boot", &["daemon", "store"]),
+    ("cli", &["daemon", "layer", "transfer", "store", "trust", "health", "vm", "boot"]),
 ];
 
 /// Parts that everybody but themselves may import.

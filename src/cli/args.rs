@@ -114,6 +114,12 @@ pub enum Command {
     /// Run one mount's daemon
     #[command(hide = true)]
     Serve,
+    /// What an initramfs runs: put the desktop that the kernel's command line names in the place of the disk with its store
+    #[command(hide = true)]
+    BootRoot(BootRoot),
+    /// Run the daemon of a machine's root
+    #[command(hide = true)]
+    BootServe,
     /// What mount(8) runs as mount.fuse.reroot
     #[command(hide = true, disable_help_flag = true)]
     MountHelper(Helper),
@@ -323,6 +329,13 @@ pub struct Overlay {
     pub mountpoint: PathBuf,
 }
 
+/// `boot-root`
+#[derive(Debug, Args)]
+pub struct BootRoot {
+    /// Where the disk is mounted, and then the desktop
+    pub mountpoint: PathBuf,
+}
+
 /// The arguments of a mount helper, which mount(8) makes.
 #[derive(Debug, Args)]
 pub struct Helper {
@@ -404,6 +417,10 @@ pub enum Vm {
     Run(Box<VmRun>),
     /// Show what libvirt and a boot loader need to know of a mounted desktop
     Snippet(VmSnippet),
+    /// Serve a mounted desktop to one guest, on the socket that systemd passes; becomes virtiofsd
+    ///
+    /// What reroot-virtiofsd@DESKTOP.service runs. The socket is that of reroot-virtiofsd@DESKTOP.socket (sd_listen_fds(3)).
+    Share(VmShare),
 }
 
 /// `vm run`
@@ -464,6 +481,19 @@ pub struct VmSnippet {
     /// More words for the kernel's command line; can be given several times
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
+}
+
+/// `vm share`
+#[derive(Debug, Args)]
+pub struct VmShare {
+    /// The desktop
+    pub desktop: String,
+    /// The virtiofsd to use [default: this machine's]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub virtiofsd: Option<PathBuf>,
+    /// As for `vm run`
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
+    pub cache: String,
 }
 
 /// A size in MiB: `512`, `512M`, `2G`.

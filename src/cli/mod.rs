@@ -66,6 +66,16 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
             crate::daemon::serve()?;
             return Ok(0);
         }
+        Command::BootServe => {
+            crate::boot::serve()?;
+            return Ok(0);
+        }
+        Command::BootRoot(a) => {
+            if let Some(desktop) = crate::boot::mount_root(&a.mountpoint)? {
+                ui.note(format!("the root is the desktop {desktop}"));
+            }
+            return Ok(0);
+        }
         // These belong to no store.
         Command::Overlay(a) => {
             ui::begin_log(&cli.global);
@@ -105,8 +115,11 @@ fn dispatch(ui: &Ui, cli: &Cli) -> Done {
         Command::Upgrade(a) => swap::upgrade(ui, store, a),
         Command::Rollback(a) => swap::rollback(ui, store, a),
         Command::Vm(Vm::Run(a)) => vm::run(ui, store, a),
+        Command::Vm(Vm::Share(a)) => vm::share(store, a),
         Command::Vm(Vm::Snippet(a)) => vm::snippet(ui, store, a),
         Command::Serve
+        | Command::BootServe
+        | Command::BootRoot(_)
         | Command::HoldUserNamespace
         | Command::Overlay(_)
         | Command::MountHelper(_)
@@ -135,16 +148,17 @@ fn wrong_usage(args: &[OsString], e: &clap::Error) -> ExitCode {
 
 fn store_path(global: &Global) -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    choose_store(global.store.clone(), crate::sys::process::is_root(), &set)
+    choose_store(global.store.clone(), crate::boot::store(), crate::sys::process::is_root(), &set)
 }
 
-/// `--store`, else `$REROOT_STORE`, else the place for root or for this user.
+/// `--store`, else `$REROOT_STORE`, else the one that this machine runs from, else the place for root or for this user.
 fn choose_store(
     given: Option<PathBuf>,
+    booted: Option<PathBuf>,
     root: bool,
     set: &dyn Fn(&str) -> Option<PathBuf>,
 ) -> Result<PathBuf> {
-    if let Some(path) = given.or_else(|| set("REROOT_STORE")) {
+    if let Some(path) = given.or_else(|| set("REROOT_STORE")).or(booted) {
         return Ok(path);
     }
     if root {

@@ -97,8 +97,13 @@ fn several_only_and_labels_are_kept_in_order() {
 fn the_store_is_found_where_the_contract_says() {
     let with = |vars: &'static [(&'static str, &'static str)], given: Option<&str>, root| {
         let set = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v));
-        choose_store(given.map(PathBuf::from), root, &set).map(|p| p.display().to_string())
+        choose_store(given.map(PathBuf::from), None, root, &set).map(|p| p.display().to_string())
     };
+    let booted = |name: &str| {
+        let set = |n: &str| (n == name).then(|| PathBuf::from("/env"));
+        choose_store(None, Some("/run/disk".into()), true, &set).unwrap().display().to_string()
+    };
+    assert_eq!([booted("REROOT_STORE"), booted("HOME")], ["/env", "/run/disk"]);
     let all: &[_] = &[("REROOT_STORE", "/env"), ("XDG_DATA_HOME", "/xdg"), ("HOME", "/home/u")];
     assert_eq!(with(all, Some("/given"), true).unwrap(), "/given");
     assert_eq!(with(all, None, true).unwrap(), "/env");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Done;
-use super::args::{VmRun, VmSnippet};
+use super::args::{VmRun, VmShare, VmSnippet};
 use super::ui::Ui;
 use crate::error::{Doing, Error};
 use crate::store::Store;
@@ -70,11 +70,14 @@ pub fn snippet(ui: &Ui, store: &Store, args: &VmSnippet) -> Done {
             store.mounted(&desktop.name)?.ok_or_else(none)?.mountpoint
         }
     };
-    let s = vm::snippet(&mountpoint, args.virtiofsd.as_deref(), cache(&args.cache), &args.append);
+    let (store, name) = (store.root(), &desktop.name);
+    let virtiofsd = args.virtiofsd.as_deref();
+    let s = vm::snippet(store, name, &mountpoint, virtiofsd, cache(&args.cache), &args.append);
     ui.answer(
-        || json!({ "memory_backing": s.memory, "filesystem": s.filesystem, "command_line": s.command_line }),
+        || json!({ "metadata": s.metadata, "memory_backing": s.memory, "filesystem": s.filesystem, "command_line": s.command_line }),
         |out| {
             out.line("<!-- in <domain> -->");
+            out.line(&s.metadata);
             out.line(&s.memory);
             out.line("<!-- in <devices> -->");
             out.line(&s.filesystem);
@@ -83,6 +86,10 @@ pub fn snippet(ui: &Ui, store: &Store, args: &VmSnippet) -> Done {
         },
     )?;
     Ok(0)
+}
+
+pub fn share(store: &Store, args: &VmShare) -> Done {
+    Err(vm::share(store, &args.desktop, args.virtiofsd.as_deref(), cache(&args.cache)))
 }
 
 fn cache(word: &str) -> Cache {

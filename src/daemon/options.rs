@@ -43,6 +43,9 @@ pub struct MountOptions {
     pub default_permissions: bool,
     /// Where contents are read and written.
     pub data: DataMode,
+    /// Somebody else moves the mount to where it is the machine's root (no word sets it).
+    #[serde(default)]
+    pub root: bool,
     /// Owners on disk to owners in the view: (first on disk, first in the view, how many).
     pub uid_map: Vec<(u32, u32, u32)>,
     /// The same for groups.
@@ -65,6 +68,7 @@ impl Default for MountOptions {
             allow_other: root,
             default_permissions: true,
             data: DataMode::Auto,
+            root: false,
             uid_map: Vec::new(),
             gid_map: Vec::new(),
         }

@@ -179,6 +179,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     process::clear_umask();
     process::raise_descriptor_limit();
     process::lift_file_size_limit();
+    process::map_large_buffers();
 
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;
@@ -216,7 +217,7 @@ pub fn serve(request: &MountRequest, ready: impl FnOnce(&MountEntry)) -> Result<
     let entry = MountEntry {
         id: id.clone(),
         desktop: desktop.is_some(),
-        mountpoint: point.clone(),
+        mountpoint: if request.options.root { "/".into() } else { point.clone() },
         pid: process_id(),
         socket: socket.clone(),
         versions: shown.version.into_iter().collect(),

@@ -252,9 +252,8 @@ fn refuse_mounts_beneath(running: &Running, desktop: &Desktop, changes: &[Change
     match blocking_mount(&desktop.user_layer()?, changes, &mounts_beneath(running)?)? {
         None => Ok(()),
         Some(path) => Err(Error::Refused(format!(
-            "something is mounted at {}/{}, which the target removes or replaces; unmount it first. Nothing changed",
-            running.entry.lock().mountpoint.display(),
-            String::from_utf8_lossy(&path)
+            "something is mounted at {}, which the target removes or replaces; unmount it first. Nothing changed",
+            running.entry.lock().mountpoint.join(&*String::from_utf8_lossy(&path)).display(),
         ))),
     }
 }

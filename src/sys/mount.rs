@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount as rm;
@@ -153,9 +154,42 @@ pub struct MountLine {
     pub source: String,
 }
 
+/// Whether paths are those of the first process.
+static AS_THE_FIRST: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`table`] has the mounts as the machine's first process sees them: for one whose own root directory is
+/// another, which sees none but those beneath that.
+pub fn see_as_the_first_process() {
+    AS_THE_FIRST.store(true, Ordering::Relaxed);
+}
+
 /// What is mounted in this process's name space, in mount order.
 pub fn table() -> io::Result<Vec<MountLine>> {
-    Ok(std::fs::read_to_string("/proc/self/mountinfo")?.lines().filter_map(parse_line).collect())
+    let whose = if AS_THE_FIRST.load(Ordering::Relaxed) { "1" } else { "self" };
+    let text = std::fs::read_to_string(format!("/proc/{whose}/mountinfo"))?;
+    Ok(text.lines().filter_map(parse_line).collect())
+}
+
+/// What is mounted at and beneath `point` does not go on to other places, and can be moved.
+pub fn make_private(point: &Path) -> io::Result<()> {
+    let flags = rm::MountPropagationFlags::PRIVATE | rm::MountPropagationFlags::REC;
+    Ok(rm::mount_change(point, flags)?)
+}
+
+/// Moves a mount, with what is mounted beneath it, to another place.
+pub fn relocate(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rm::mount_move(from, to)?)
+}
+
+/// Mounts a directory, without what is mounted beneath it, at a second place.
+pub fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rm::mount_bind(from, to)?)
+}
+
+/// Mounts a `/proc`.
+pub fn process_table(point: &Path) -> io::Result<()> {
+    let flags = rm::MountFlags::NOSUID | rm::MountFlags::NODEV | rm::MountFlags::NOEXEC;
+    Ok(rm::mount("proc", point, "proc", flags, None)?)
 }
 
 fn unescape(text: &str) -> Vec<u8> {

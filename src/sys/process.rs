@@ -80,12 +80,38 @@ pub fn new_session() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes `dir` the root directory and the working directory of this process.
+pub fn change_root(dir: &std::path::Path) -> io::Result<()> {
+    std::os::unix::fs::chroot(dir)?;
+    std::env::set_current_dir("/")
+}
+
 /// Sets how many descriptors the process may hold to what the hard limit allows; returns that number.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
     getrlimit(Resource::Nofile).current.unwrap_or(1024)
+}
+
+/// As [`raise_descriptor_limit`], and raises the hard limit first, to what the kernel allows (`fs.nr_open`): what the kernel
+/// starts has 4,096.
+pub fn lift_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+    if let Ok(most) = text.trim().parse::<u64>() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) });
+    }
+}
+
+/// Large buffers are mapped each by itself, whatever was freed before: where they lie on one of the allocator's heaps (glibc), it
+/// writes zeroes over the beginning of each thread's, 132 KiB of memory for nothing.
+pub fn map_large_buffers() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's (mallopt(3)); called before there are threads.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
 }
 
 /// Lifts the limit on the length of files (`RLIMIT_FSIZE`) as far as it can be lifted: the kernel holds each program to

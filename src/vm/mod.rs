@@ -41,7 +41,7 @@ use crate::sys::process;
 
 use monitor::Monitor;
 use part::Part;
-pub use share::Virtiofsd;
+pub use share::{Virtiofsd, share};
 pub use snippet::{Snippet, escaped, snippet};
 
 /// How long a guest may take to shut down after its power button was pressed.

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use super::Cache;
 use super::part::Part;
 use crate::error::{Doing, Error, Result};
+use crate::store::Store;
 use crate::sys::process;
 
 /// Where it is looked for. It is a program of other programs and stands outside `$PATH` with most distributions.
@@ -81,6 +82,37 @@ impl Virtiofsd {
         // Away from the terminal's interrupt key: the guest's last writes go through it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         Part::start("virtiofsd", command, vec![socket], log)
+    }
+}
+
+/// Becomes a virtiofsd that serves a mounted desktop on the socket that the service manager passes as descriptor 3
+/// (sd_listen_fds(3)). Returns only what stands in the way.
+pub fn share(store: &Store, desktop: &str, program: Option<&Path>, cache: Cache) -> Error {
+    /// The first descriptor that is passed.
+    const PASSED: u32 = 3;
+    let prepared = || -> Result<Command> {
+        let set = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
+        if set("LISTEN_PID") != Some(std::process::id()) || set("LISTEN_FDS") != Some(1) {
+            return Err(Error::Usage(
+                "no socket was passed; start reroot-virtiofsd@DESKTOP.socket, or use `reroot vm run`".into(),
+            ));
+        }
+        let desktop = store.desktop(desktop)?;
+        let entry = store.mounted(&desktop.name)?.ok_or_else(|| {
+            Error::Nothing(format!("{0} is not mounted; run `systemctl start reroot@{0}`", desktop.name))
+        })?;
+        let found = Virtiofsd::find(program)?;
+        let mut command = Command::new(&found.program);
+        command.arg(format!("--fd={PASSED}")).args(arguments(found.kind, &entry.mountpoint, cache)?);
+        Ok(command)
+    };
+    match prepared() {
+        // Only the program is another one: descriptor 3 has been left open by the service manager.
+        Ok(mut command) => {
+            let e = std::os::unix::process::CommandExt::exec(&mut command);
+            Error::Io(format!("starting {}", command.get_program().display()), e)
+        }
+        Err(e) => e,
     }
 }
 

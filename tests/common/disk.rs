@@ -21,7 +21,6 @@ impl Disk {
     #[track_caller]
     pub fn new(scratch: &Scratch, kind: &str, name: &str, mib: u64) -> Disk {
         let image = scratch.join(format!("{name}.img"));
-        let point = scratch.dir(name);
         step(Command::new("truncate").arg("-s").arg(format!("{mib}M")).arg(&image));
         let mut make = Command::new(format!("mkfs.{kind}"));
         make.arg("-q");
@@ -33,9 +32,26 @@ impl Disk {
         };
         let path = std::env::var("PATH").unwrap_or_default();
         step(make.arg(&image).env("PATH", format!("{path}:/usr/sbin:/sbin")));
+        Disk::open(scratch, name)
+    }
+
+    /// Mounts one that was made before.
+    #[track_caller]
+    pub fn open(scratch: &Scratch, name: &str) -> Disk {
+        let (image, point) = (scratch.join(format!("{name}.img")), scratch.dir(name));
         // `mount -o loop` sets autoclear: the loop device goes with the last unmount.
-        step(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(&point));
+        step(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point));
         Disk { point, image }
+    }
+
+    /// Unmounts it; what is on it stays in the image file, whose path this is.
+    #[track_caller]
+    pub fn close(self) -> PathBuf {
+        unmount(&self.point);
+        let image = self.image.clone();
+        // Nothing is left to unmount.
+        std::mem::forget(self);
+        image
     }
 
     /// Does not wait for the disk beneath at each fsync (ext4): for tests with many of them that are not about power

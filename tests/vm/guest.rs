@@ -46,13 +46,15 @@ for word in $do; do
 done
 "#;
 
-/// The Debian that `scripts/setup test` made.
-fn system() -> PathBuf {
+/// Unpacks a Debian that `scripts/setup test` made.
+pub fn unpack(name: &str, to: &Path) {
     // CARGO_BIN_EXE is TARGET/PROFILE/reroot.
     let target = Path::new(env!("CARGO_BIN_EXE_reroot")).ancestors().nth(2).unwrap();
-    let tar = target.join("tools/guest.tar");
-    assert!(tar.exists(), "{} is not there: run `scripts/setup test`", tar.display());
-    tar
+    let archive = target.join("tools").join(name);
+    assert!(archive.exists(), "{} is not there: run `scripts/setup test`", archive.display());
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(to).args(["--xattrs", "--xattrs-include=*", "-xpf"]).arg(archive);
+    run(&mut tar, LIMIT).ok();
 }
 
 /// A scratch directory with a store in which there is a Debian that boots, `debian:1`, and a desktop `d` on it.
@@ -82,9 +84,7 @@ impl Home {
     /// The system as plain files, with the quick init.
     pub fn unpacked(&self, name: &str) -> PathBuf {
         let dir = self.scratch.dir(name);
-        let mut tar = Command::new("tar");
-        tar.arg("-C").arg(&dir).args(["--xattrs", "--xattrs-include=*", "-xpf"]).arg(system());
-        run(&mut tar, LIMIT).ok();
+        unpack("guest.tar", &dir);
         let init = dir.join("sbin/quick-init");
         fs::write(&init, QUICK_INIT).unwrap();
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();

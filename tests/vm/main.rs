@@ -7,8 +7,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod boot;
 mod ends;
 mod guest;
+mod libvirt;
 mod many;
 mod story;
 mod units;

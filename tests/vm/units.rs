@@ -7,7 +7,13 @@ use crate::common::program::run;
 use crate::common::{Scratch, sh};
 use crate::guest::{Guest, Home, LIMIT};
 
-const UNITS: [&str; 3] = ["reroot@.service", "reroot-gc.service", "reroot-gc.timer"];
+const UNITS: [&str; 5] = [
+    "reroot@.service",
+    "reroot-gc.service",
+    "reroot-gc.timer",
+    "reroot-virtiofsd@.service",
+    "reroot-virtiofsd@.socket",
+];
 
 /// What the guest does. Each line that it says is compared.
 const SERVICE: &str = r#"#!/bin/bash
@@ -24,7 +30,18 @@ until systemctl is-active -q reroot@alice && [ "$(systemctl show -p MainPID --va
 shows "after a crash"
 systemctl start reroot-gc.service; say "collection: $(systemctl show -p Result --value reroot-gc.service)"
 say "timer: $(systemctl is-active reroot-gc.timer)"
+systemctl start reroot-virtiofsd@alice.socket
+systemctl is-active -q reroot-virtiofsd@alice.service && say "virtiofsd runs for nobody"
+# Asks as QEMU does (VHOST_USER_GET_FEATURES), and stays connected.
+perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new(Peer => "/run/reroot/virtiofsd-alice.sock") or die;
+  syswrite $s, pack("LLL", 1, 1, 0); my $told = "";
+  while (length $told < 20 && sysread $s, $told, 20 - length $told, length $told) {} $| = 1; print unpack("L", $told), "/", length $told, "\n"; sleep 600' >/run/told &
+until [ -s /run/told ]; do sleep 0.1; done
+say "virtiofsd: $(cat /run/told) $(systemctl is-active reroot-virtiofsd@alice.service)"
+served=$(tr '\0' ' ' </proc/$(systemctl show -p MainPID --value reroot-virtiofsd@alice)/cmdline)
+case $served in */virtiofsd*--fd=3*/srv/alice*) say "virtiofsd: of /srv/alice" ;; *) say "virtiofsd: $served" ;; esac
 systemctl stop reroot@alice
+say "virtiofsd went too: $(systemctl is-active reroot-virtiofsd@alice.service) $(systemctl is-active reroot-virtiofsd@alice.socket)"
 say "stopped: $(systemctl show -p Result --value reroot@alice) $(findmnt -n /srv/alice || echo not mounted)"
 mkdir -p /etc/reroot; printf 'MOUNTPOINT=/mnt/here\nOPTIONS=-o ro\n' >/etc/reroot/alice.conf
 systemctl start reroot@alice
@@ -67,6 +84,7 @@ fn install(home: &Path, root: &Path) {
     }
     fs::write(root.join("usr/local/sbin/service"), SERVICE).unwrap();
     fs::write(root.join("etc/systemd/system/service.service"), UNIT).unwrap();
+    virtiofsd(root);
     // A disk of its own: virtiofsd keeps `trusted.*` from guests.
     let script = format!(
         "mkfs.ext4 -q -d {} store.img 64M; mkdir -p var/lib/reroot var/log/journal
@@ -76,6 +94,19 @@ fn install(home: &Path, root: &Path) {
         store.display()
     );
     sh(root, &script).ok();
+}
+
+/// This machine's virtiofsd with its libraries: the guest is a Debian of the same age.
+fn virtiofsd(root: &Path) {
+    let script = "for program in /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd $(command -v virtiofsd); do
+          if [ -x $program ]; then break; fi
+        done
+        install -D $program usr/libexec/virtiofsd
+        ldd $program | sed -n 's/.* => \\(.*\\) (.*/\\1/p' | while read -r library; do
+          [ -e \".$library\" ] || [ -e \"./usr$library\" ] || install -D \"$library\" usr/local/lib/${library##*/}
+        done
+        chroot . ldconfig";
+    sh(root, script).ok();
 }
 
 #[test]
@@ -90,6 +121,9 @@ fn units_mount_a_desktop_at_start_after_a_crash_and_collect() {
         "GUEST after a crash: fuse.reroot hello hello mine",
         "GUEST collection: success",
         "GUEST timer: active",
+        "GUEST virtiofsd: 1/20 active",
+        "GUEST virtiofsd: of /srv/alice",
+        "GUEST virtiofsd went too: inactive active",
         "GUEST stopped: success not mounted",
         "GUEST elsewhere: mine Read-only file system",
         "GUEST nobody: reroot: there is no desktop",
@@ -119,7 +153,8 @@ fn units_are_right_by_systemds_own_word() {
         let exe = format!("={} ", env!("CARGO_BIN_EXE_reroot"));
         fs::write(scratch.join(name.replace('@', "@pc")), text.replace("=reroot ", &exe)).unwrap();
     }
-    let script = "SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no ./reroot@pc.service ./reroot-gc.service ./reroot-gc.timer";
+    let script = "SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no ./reroot@pc.service ./reroot-gc.service ./reroot-gc.timer \
+         ./reroot-virtiofsd@pc.service ./reroot-virtiofsd@pc.socket";
     let answer = sh(scratch.path(), script).ok();
     assert_eq!(answer.err(), "");
 }

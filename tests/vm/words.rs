@@ -2,7 +2,7 @@
 
 use crate::common::{Program, Scratch, require_root, tree};
 
-fn small() -> (Scratch, Program) {
+pub fn small() -> (Scratch, Program) {
     require_root();
     let scratch = Scratch::new();
     let program = Program::new(&scratch);
@@ -36,26 +36,4 @@ fn a_machine_that_cannot_start_says_what_is_missing() {
     assert!(said.contains("no qemu-system-x86_64") || said.contains("no virtiofsd"), "{said}");
     program.run(&["vm", "run", "d", "--memory", "1"]).expect_code(2);
     program.run(&["vm", "run", "d", "--accel", "magic"]).expect_code(2);
-}
-
-#[test]
-fn libvirt_is_told_of_a_mounted_desktop() {
-    let (scratch, program) = small();
-    let said = program.run(&["vm", "snippet", "d"]).expect_code(3).err();
-    assert!(said.contains("--mountpoint"), "{said}");
-    let mount = program.mount("d", scratch.mnt());
-    let text = program.ok(&["vm", "snippet", "d", "--append", "quiet"]).out();
-    let source = format!("<source dir='{}'/>", scratch.mnt().display());
-    for words in [
-        &*source,
-        "<target dir='rootfs'/>",
-        "<access mode='shared'/>",
-        "rootfstype=virtiofs root=rootfs",
-        " quiet</cmdline>",
-    ] {
-        assert!(text.contains(words), "{words}: {text}");
-    }
-    let json = program.json(&["vm", "snippet", "d", "--cache", "always"]);
-    assert!(json["filesystem"].as_str().unwrap().contains("<cache mode='always'/>"), "{json}");
-    mount.umount();
 }
