@@ -25,6 +25,8 @@ LIBEXECDIR ?= $(DESTDIR)$(PREFIX)/lib/reroot
 # What makes an initramfs looks there only.
 INITRAMFSDIR ?= $(DESTDIR)/usr/share/initramfs-tools
 DRACUTDIR ?= $(DESTDIR)/usr/lib/dracut/modules.d
+# So does libvirt.
+LIBVIRTDIR ?= $(DESTDIR)/etc/libvirt
 
 export CARGO
 
@@ -65,8 +67,9 @@ install: build
 	  *.md) install -D -v -m 0644 "$$file" "$(SHAREDIR)/doc/reroot/$$name" ;; \
 	  *) if [ -x "$$file" ]; then mode=0755; else mode=0644; fi; \
 	     install -D -v -m $$mode "$$file" "$(LIBEXECDIR)/$$name" ;; esac; done
-	@set -e; cd mount-helpers; for file in $$(find initramfs-tools dracut -type f); do case "$$file" in \
+	@set -e; cd mount-helpers; for file in $$(find initramfs-tools dracut libvirt -type f); do case "$$file" in \
 	  dracut/*) install -D -v -m 0755 "$$file" "$(DRACUTDIR)/$${file#dracut/}" ;; \
+	  libvirt/*) install -D -v -m 0755 "$$file" "$(LIBVIRTDIR)/hooks/qemu.d/$${file#libvirt/}" ;; \
 	  *) install -D -v -m 0755 "$$file" "$(INITRAMFSDIR)/$${file#initramfs-tools/}" ;; esac; done
 
 clean:
