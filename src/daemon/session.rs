@@ -209,6 +209,7 @@ pub fn serve(
     process::clear_umask();
     process::raise_descriptor_limit();
     process::lift_file_size_limit();
+    process::map_large_buffers();
 
     // No collection runs from here until the mount's entry names its versions.
     let in_use = store.in_use()?;

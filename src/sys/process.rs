@@ -104,6 +104,16 @@ pub fn lift_descriptor_limit() {
     }
 }
 
+/// Large buffers are mapped each by itself, whatever was freed before: where they lie on one of the allocator's heaps (glibc), it
+/// writes zeroes over the beginning of each thread's, 132 KiB of memory for nothing.
+pub fn map_large_buffers() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's (mallopt(3)); called before there are threads.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Lifts the limit on the length of files (`RLIMIT_FSIZE`) as far as it can be lifted: the kernel holds each program to
 /// its own before it asks the daemon. Where a limit stays, a write beyond it is an error (`EFBIG`) and not the end of
 /// this process.

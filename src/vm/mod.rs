@@ -441,6 +441,11 @@ impl Mount {
             // Somebody else has unmounted it.
             Ok(_) | Err(Error::Nothing(_)) => {
                 let _ = std::fs::remove_file(&self.mark);
+                // It has let go of everything; the process itself may be about to end.
+                let since = Instant::now();
+                while !dead && process::began(self.entry.pid).is_some() && since.elapsed() < END {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
                 Ok(())
             }
             Err(e) => Err(e),

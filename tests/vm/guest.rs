@@ -32,6 +32,11 @@ for word in $do; do
       say "watches $before"
       while [ "$(cat /etc/version)" = "$before" ]; do sleep 0.1; done
       say "sees $(cat /etc/version)" ;;
+    work) for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        echo $n >>/root/work; sync; md5sum /usr/bin/dpkg >/dev/null
+      done
+      say "has worked" ;;
+    fill) dd if=/dev/zero of=/root/filler bs=1M 2>/dev/null || say "the disk is full"; sync ;;
     spin) say "writes"; while :; do echo x >>/root/endless; done ;;
     count) n=0 failed=0; exec 3>/root/goes; rm /root/goes
       while [ ! -e /root/enough ]; do

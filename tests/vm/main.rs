@@ -11,6 +11,7 @@ mod boot;
 mod ends;
 mod guest;
 mod libvirt;
+mod many;
 mod story;
 mod units;
 mod words;
