@@ -74,6 +74,9 @@ impl State {
     }
 }
 
+/// There while the ledger of pins is open.
+pub(super) const OPEN_LEDGER: &str = "pins-open";
+
 /// A desktop in a store.
 #[derive(Clone, Debug)]
 pub struct Desktop {
@@ -176,19 +179,24 @@ impl Desktop {
 
     /// Notes, on disk when this returns, that the ledger may not name the version that the desktop runs on.
     pub fn open_ledger(&self) -> Result<()> {
-        let path = self.dir.join("pins-open");
+        let path = self.dir.join(OPEN_LEDGER);
         File::create(&path).at("writing", path)?;
         self.sync_dir()
     }
 
     /// Whether a mount has pins that may not be in the ledger, or had when its daemon ended early.
     pub fn ledger_is_open(&self) -> bool {
-        self.dir.join("pins-open").exists()
+        self.dir.join(OPEN_LEDGER).exists()
     }
 
     /// The ledger names all versions that the user layer needs, on disk.
     pub fn close_ledger(&self) -> Result<()> {
-        let path = self.dir.join("pins-open");
+        let ledger = self.dir.join("pins");
+        if fs::read(&ledger).is_ok_and(|bytes| bytes.contains(&0)) {
+            // What a power cut left; in a ledger that is closed it would be damage.
+            self.replace_pins(&super::collect::read_pins(&ledger)?.into_iter().collect())?;
+        }
+        let path = self.dir.join(OPEN_LEDGER);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("removing", path),
             _ => Ok(()),
@@ -376,6 +384,28 @@ mod tests {
         drop(claim);
         store.remove_desktop(&pc, false).unwrap();
         assert_eq!(fs::read_dir(store.path("desktops")).unwrap().count(), 0);
+        fs::remove_dir_all(store.root()).unwrap();
+    }
+
+    #[test]
+    fn zeroes_in_a_ledger_are_a_power_cuts_while_it_is_open_and_damage_afterwards() {
+        let store = store("zeroes");
+        let pc = desktop(&store, None);
+        let ledger = pc.dir.join("pins");
+        let read = || crate::store::collect::read_pins(&ledger);
+        pc.open_ledger().unwrap();
+        pc.note_pin(&Digest::of(b"needed")).unwrap();
+        let mut bytes = fs::read(&ledger).unwrap();
+        bytes.extend([0; 100]);
+        fs::write(&ledger, &bytes).unwrap();
+        pc.note_pin(&Digest::of(b"needed too")).unwrap();
+        let both = vec![Digest::of(b"needed"), Digest::of(b"needed too")];
+        assert_eq!(read().unwrap(), both);
+        pc.close_ledger().unwrap();
+        assert!(!fs::read(&ledger).unwrap().contains(&0));
+        assert_eq!(read().unwrap().len(), 2);
+        fs::write(&ledger, &bytes).unwrap();
+        assert!(read().is_err(), "nobody writes into a closed one");
         fs::remove_dir_all(store.root()).unwrap();
     }
 

@@ -147,7 +147,7 @@ fn bring(objects: &Objects, tree: &Tree, place: u32) {
         return;
     }
     if let Ok(digest) = tree.index.object(&node)
-        && let Ok(file) = objects.get(&digest, node.size)
+        && let Ok(file) = objects.peek(&digest)
     {
         let _ = sys::will_need(&file, node.size.min(BEGINNING));
     }

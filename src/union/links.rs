@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,6 +48,14 @@ impl Groups {
     /// The user layer was changed where the stack has something.
     pub fn changed(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A request of an earlier generation has removed or moved something: it has left no whiteout for what only the
+    /// present one has, so that what was held in that may be seen again.
+    pub fn changed_late(&self) {
+        self.changed();
+        let dropped = std::mem::replace(&mut *self.seen.lock(), LruCache::new(KEPT));
+        drop(dropped);
     }
 
     /// How many changes there were, before somebody looks.
@@ -92,7 +99,8 @@ enum Home {
     Elsewhere,
     /// The user layer has nothing in it.
     Untouched,
-    Touched(Arc<OwnedFd>),
+    /// Not its descriptor: a group may lie in more directories than may be open.
+    Touched(Arc<Node>),
 }
 
 impl View {
@@ -131,7 +139,7 @@ impl View {
         let known = self.groups.seen.lock().get(&entry.number).cloned();
         if let Some(seen) = known.filter(|s| s.generation == pin.0.number) {
             let held = seen.others(entry.at, host);
-            // What is not seen in a generation any more comes back in another at the earliest.
+            // What is not seen in a generation any more comes back in another at the earliest (or see `changed_late`).
             if seen.changes == self.groups.changes() || held && host.is_none() {
                 return Ok(held);
             }
@@ -160,7 +168,7 @@ impl View {
             match home {
                 Home::Untouched => {}
                 Home::Elsewhere => seen.hold(path.at, None),
-                Home::Touched(dir) => match user.marks.probe(&**dir, index.name(&path)?) {
+                Home::Touched(dir) => match user.marks.probe(&*self.upper_dir(dir)?, index.name(&path)?) {
                     Ok(None) => {}
                     Ok(Some(Found::Entry(stat, _))) => seen.hold(path.at, Some(stat.ino)),
                     Ok(Some(Found::Whiteout)) => seen.hold(path.at, None),
@@ -181,7 +189,7 @@ impl View {
             return Ok(Home::Elsewhere);
         }
         let touched = node.state().upper.is_some();
-        Ok(if touched { Home::Touched(self.upper_dir(&node)?) } else { Home::Untouched })
+        Ok(if touched { Home::Touched(node) } else { Home::Untouched })
     }
 
     /// How many paths of the stack show a node that the user layer does not hold.

@@ -340,13 +340,17 @@ impl Objects {
         }
     }
 
-    /// Opens an object for reading; its length must be what the tree says.
-    pub fn get(&self, digest: &Digest, size: u64) -> io::Result<File> {
+    /// Opens an object that nobody asked for yet; its length is not looked at.
+    pub fn peek(&self, digest: &Digest) -> io::Result<File> {
         let hex = digest.hex();
         let (fan, rest) = hex.split_at(2);
-        let path = format!("{fan}/{rest}");
-        let file = match sys::open_beneath(&self.top, path.as_bytes(), Open::Read) {
-            Ok(fd) => File::from(fd),
+        Ok(File::from(sys::open_beneath(&self.top, format!("{fan}/{rest}").as_bytes(), Open::Read)?))
+    }
+
+    /// Opens an object for reading; its length must be what the tree says.
+    pub fn get(&self, digest: &Digest, size: u64) -> io::Result<File> {
+        let file = match self.peek(digest) {
+            Ok(file) => file,
             Err(e) => {
                 log::error!("object {digest}: {}", crate::error::words(&e));
                 return Err(io::Error::from_raw_os_error(libc::EIO));

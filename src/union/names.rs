@@ -327,6 +327,7 @@ impl View {
             self.hand_on(&node, ghost.nlink, kept.as_deref());
             let changes = self.groups.changes();
             self.take_away(user, &node, &to, name, below)?;
+            self.changed_by(pin);
             if is_dir {
                 user.drop_dir(node.id);
                 self.subdirs_changed(&dir, -1);
@@ -714,6 +715,7 @@ impl View {
         } else {
             sys::rename_at(&*from, m.name, &*to, m.new, leave)?;
         }
+        self.changed_by(pin);
         if let (Some(b), Some((ghost, kept))) = (&m.b, ghost) {
             if b.is_dir() {
                 user.drop_dir(b.id);
@@ -729,6 +731,15 @@ impl View {
         }
         self.touched(m.d1)?;
         self.touched(m.d2)
+    }
+
+    /// A request has removed or moved a name. The caller holds `names` for writing.
+    fn changed_by(&self, pin: &Pin) {
+        if self.pin().0.number == pin.0.number {
+            self.groups.changed();
+        } else {
+            self.groups.changed_late();
+        }
     }
 
     /// A moved directory does not merge with what the stack has at its new place, now or after a swap: one with a pin

@@ -415,13 +415,10 @@ impl View {
         let mut way = Vec::new();
         let mut at = node.clone();
         let mut pinned = loop {
-            let parent = {
-                let state = at.state();
-                if state.moves == moves {
-                    break state.lower.as_ref().is_some_and(|l| l.pinned);
-                }
-                state.names.first().map(|(parent, _)| parent.clone())
-            };
+            if at.state().moves == moves {
+                break at.state().lower.as_ref().is_some_and(|l| l.pinned);
+            }
+            let parent = above_in_the_stack(&at);
             way.push(at);
             match parent {
                 Some(parent) => at = parent,
@@ -795,6 +792,26 @@ impl View {
         names.reverse();
         names.join(&b'/')
     }
+}
+
+/// The directory through which a node belongs to the stack or to something that was moved: of several names one may lead
+/// elsewhere since a swap.
+fn above_in_the_stack(node: &Node) -> Option<Arc<Node>> {
+    let (parents, lower) = {
+        let state = node.state();
+        let several = state.names.len() > 1;
+        let lower = state.lower.as_ref().filter(|_| several).map(|l| l.entry.clone());
+        let count = if several { state.names.len() } else { 1 };
+        let parents: Vec<_> = state.names.iter().take(count).map(|(parent, _)| parent.clone()).collect();
+        (parents, lower)
+    };
+    let is_its = |parent: &&Arc<Node>| match (&lower, &parent.state().lower) {
+        (Some(Entry::Tree(tree, entry)), Some(Lower { entry: Entry::Tree(above, dir), .. })) => {
+            Arc::ptr_eq(tree, above) && entry.parent == dir.at
+        }
+        _ => false,
+    };
+    parents.iter().find(is_its).or(parents.first()).cloned()
 }
 
 /// Whether a known node is what stands beneath a directory that the user moved and `lower` is not, or the other way
