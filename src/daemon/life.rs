@@ -239,7 +239,7 @@ pub fn unmount(store: &Store, target: &str) -> Result<MountEntry> {
     }
     let begin = Instant::now();
     while store.mount_runs(&entry.id)? {
-        if store.mounted(&entry.id)?.is_some_and(|e| e.pid != entry.pid) {
+        if store.mounted(&entry.id)?.is_some_and(|e| e.lasting_pid() != entry.lasting_pid()) {
             // Mounted again already.
             break;
         }

@@ -211,8 +211,9 @@ pub fn serve(
     process::lift_file_size_limit();
     process::map_large_buffers();
 
-    // No collection runs from here until the mount's entry names its versions.
-    let in_use = store.in_use()?;
+    // No collection runs from here until the mount's entry names its versions. That of a mount that goes on does: and whoever
+    // collects may be waiting for this mount.
+    let in_use = if heir.is_none() { Some(store.in_use()?) } else { None };
     // What is noted there is read from here on.
     let slots = match estate.as_ref().map(|estate| estate.slots()) {
         // A limit on the length of files that cannot be lifted, for one: then this daemon is the only one.
@@ -255,6 +256,13 @@ pub fn serve(
 
     let socket = control::socket_path(&store, &id)?;
     let mut versions = before.map(|entry| entry.versions.clone()).unwrap_or_default();
+    if heir.is_some() {
+        // What the daemon before has shown since it began, and what moved directories stand on.
+        versions.extend(store.mounted(&id)?.into_iter().flat_map(|said| said.versions));
+        if let Some(desktop) = &desktop {
+            versions.extend(desktop.pins()?.into_iter().filter(|pin| store.version(pin).is_ok()));
+        }
+    }
     versions.extend(shown.version);
     versions.extend(shown.ahead.as_ref().map(|tree| tree.version));
     let entry = MountEntry {
@@ -651,7 +659,10 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
         for (old, notices) in done {
             running.tell(&notices);
             running.view.told(old.number + 1);
-            running.note_told();
+            // While a swap is under way it is that one's to say: the view may show what was not told of yet.
+            if let Some(_none) = running.swapping.try_lock() {
+                running.note_told();
+            }
         }
         if since >= SYNC_EVERY {
             since = Duration::ZERO;

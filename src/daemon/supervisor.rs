@@ -53,18 +53,24 @@ pub fn supervise(
         supervisor: std::process::id(),
         log_with_time,
     };
+    let mut same = false;
     loop {
-        let life = live(&program, &task, &mut kept, &signals, &mut told_to_end, &mut |entry| {
+        let life = live(program.path(same), &task, &mut kept, &signals, &mut told_to_end, &mut |entry| {
             if let Some(ready) = ready.take() {
                 ready(entry);
             }
         })?;
+        // A program that was put in the place of this one may be unfit to go on with the mount; this one is not.
+        same = life.answered.is_none();
         task.entry = life.entry.or(task.entry);
         if life.well {
             return Ok(task.entry);
         }
         if task.entry.is_none() {
             return Err(life.failure);
+        }
+        if told_to_end && life.answered.is_none() {
+            return Err(Error::Failed(format!("{}; its mount ends, as it was told to", life.failure)));
         }
         let Some(device) = kept.get(&Key::Device).filter(|d| !mount::has_ended(d)) else {
             return Err(Error::Failed(format!("{}; its mount is gone", life.failure)));
@@ -79,7 +85,7 @@ pub fn supervise(
             )));
         }
         log::warn!("{}; another one goes on", life.failure);
-        std::thread::sleep(Duration::from_millis(100) * quick.saturating_sub(1));
+        std::thread::sleep(Duration::from_millis(200) * quick.saturating_sub(1));
         task.restarts += 1;
     }
 }
@@ -96,7 +102,7 @@ struct Life {
 }
 
 fn live(
-    program: &Program,
+    program: &Path,
     task: &Task,
     kept: &mut HashMap<Key, OwnedFd>,
     signals: &UnixStream,
@@ -104,13 +110,21 @@ fn live(
     ready: &mut dyn FnMut(&MountEntry),
 ) -> Result<Life> {
     let (ours, theirs) = pass::pair().doing("starting the daemon")?;
-    let mut child = Command::new(program.path())
+    let started = Command::new(program)
         .arg("serve")
         .stdin(theirs)
         .stdout(Stdio::null())
         .current_dir("/")
         .spawn()
-        .doing("starting the daemon")?;
+        .doing("starting the daemon");
+    let mut child = match started {
+        Ok(child) => child,
+        // It may be possible a little later: no memory, a program that is being replaced.
+        Err(failure) if task.entry.is_some() => {
+            return Ok(Life { well: false, failure, answered: None, entry: None });
+        }
+        Err(e) => return Err(e),
+    };
     let begin = || -> std::io::Result<()> {
         send(&ours, &Given::Begin(Box::new(task.clone())), None)?;
         for (key, fd) in kept.iter() {
@@ -195,8 +209,11 @@ impl Program {
         Ok(Program(std::env::current_exe().doing("finding this program")?))
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self, same: bool) -> &Path {
         const SAME: &str = "/proc/self/exe";
+        if same {
+            return Path::new(SAME);
+        }
         let table = mount::table().unwrap_or_default();
         let over =
             table.iter().filter(|l| self.0.starts_with(&l.point)).max_by_key(|l| l.point.as_os_str().len());

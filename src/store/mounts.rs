@@ -55,6 +55,8 @@ pub struct MountClaim {
     id: String,
     described: AtomicBool,
     lock: Lock,
+    /// Another process made the mount.
+    resumed: bool,
 }
 
 impl MountClaim {
@@ -81,7 +83,8 @@ impl MountClaim {
 impl Drop for MountClaim {
     fn drop(&mut self) {
         // What a mount that was killed said of itself is still needed, by the next one: it clears what is left.
-        if self.described.load(Ordering::Relaxed) {
+        // One that goes on is there whatever becomes of this process.
+        if self.described.load(Ordering::Relaxed) && !self.resumed {
             self.withdraw();
         }
     }
@@ -99,6 +102,7 @@ impl Store {
                     id: id.into(),
                     described: AtomicBool::new(false),
                     lock,
+                    resumed: false,
                 }));
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -108,7 +112,13 @@ impl Store {
 
     /// The claim of a mount that goes on: its process has ended, its lock was held on.
     pub fn resume_mount(&self, id: &str, lock: Lock) -> MountClaim {
-        MountClaim { store: self.clone(), id: id.into(), described: AtomicBool::new(false), lock }
+        MountClaim {
+            store: self.clone(),
+            id: id.into(),
+            described: AtomicBool::new(false),
+            lock,
+            resumed: true,
+        }
     }
 
     /// Whether a mount of that id runs, begins or ends.

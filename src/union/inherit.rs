@@ -136,8 +136,11 @@ impl Slots {
             match free.again.pop() {
                 Some(at) => at,
                 None if (free.fresh as usize) < SLOTS => {
+                    let at = free.fresh;
                     free.fresh += 1;
-                    free.fresh - 1
+                    // Under the lock: what was used ends where this is missing.
+                    self.set(at, 1, slot.id);
+                    at
                 }
                 None => return None,
             }
@@ -265,6 +268,16 @@ impl View {
             state.handed_on = true;
         }
         keeper.keep(node.id, file.as_fd());
+        let closed = {
+            let mut state = node.state();
+            let closed = state.cached + state.passed == 0;
+            state.handed_on &= !closed;
+            closed
+        };
+        if closed {
+            // The last handle went meanwhile, and what it said may have come first.
+            keeper.let_go(node.id);
+        }
     }
 
     /// Nobody has the file open any more.
@@ -284,7 +297,7 @@ impl View {
         let mut wanted: HashSet<u64> = open.iter().map(|(_, slot)| slot.id).collect();
         let mut found = HashMap::new();
         self.find_all(&pin, &mut wanted, &mut found);
-        let mut backings = HashMap::new();
+        let (mut backings, mut remembered) = (HashMap::new(), HashSet::new());
         for (at, slot) in open {
             let node = match found.get(&slot.id) {
                 Some(node) => Some(Arc::clone(node)),
@@ -301,8 +314,9 @@ impl View {
                 slots.give_back(at);
                 continue;
             };
-            if found.insert(slot.id, node.clone()).is_none() || !node.state().gone {
-                // The kernel says when it forgets it.
+            found.insert(slot.id, node.clone());
+            if remembered.insert(slot.id) {
+                // The kernel says when it forgets it; once is the least that it was given it.
                 self.nodes.remember(&node, 0);
             }
             if slot.directory {
@@ -314,6 +328,8 @@ impl View {
             }
             self.handles.inherit(&slot, node, at);
         }
+        // Nobody had these open any more.
+        from.nameless.into_keys().for_each(|id| self.not_handed_on(id));
         backings.into_iter().collect()
     }
 
