@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,10 @@ pub struct Estate {
     pub task: Task,
     kept: parking_lot::Mutex<HashMap<Key, OwnedFd>>,
     notes: OnceLock<Shared>,
+    /// What the supervisor was to let go while it did not listen. No request waits for that one.
+    late: parking_lot::Mutex<Vec<Key>>,
+    /// It was said that it does not hear.
+    deaf: AtomicBool,
 }
 
 /// Places of the notes, behind those of the view.
@@ -125,7 +129,14 @@ impl Estate {
             }
         }
         let task = task.ok_or_else(|| Error::Failed("the supervisor gave no task".into()))?;
-        Ok(Estate { socket, task, kept: parking_lot::Mutex::new(kept), notes: OnceLock::new() })
+        Ok(Estate {
+            socket,
+            task,
+            kept: parking_lot::Mutex::new(kept),
+            notes: OnceLock::new(),
+            late: Default::default(),
+            deaf: AtomicBool::new(false),
+        })
     }
 
     /// What the daemon before said of the mount, where there was one.
@@ -157,6 +168,32 @@ impl Estate {
     pub fn say(&self, word: &Left, fd: Option<BorrowedFd<'_>>) {
         if let Err(e) = send(&self.socket, word, fd) {
             log::warn!("the supervisor does not hear: {}", crate::error::words(&e));
+        }
+    }
+
+    /// Leaves a file without a name, and `None` lets it go; in a request, so without waiting. One that the supervisor does
+    /// not hear of ends with this daemon.
+    fn leave_nameless(&self, id: u64, file: Option<BorrowedFd<'_>>) {
+        let key = Key::Nameless(id);
+        let mut late = self.late.lock();
+        let now =
+            |word: &Left, fd| pass::send_now(&self.socket, &serde_json::to_vec(word).unwrap_or_default(), fd);
+        while let Some(last) = late.last().copied() {
+            if now(&Left::LetGo(last), None).is_err() {
+                break;
+            }
+            late.pop();
+        }
+        let said = match file {
+            Some(file) => now(&Left::Keep(key), Some(file)),
+            None => now(&Left::LetGo(key), None).inspect_err(|_| late.push(key)),
+        };
+        match said {
+            Ok(()) => self.deaf.store(false, Ordering::Relaxed),
+            Err(e) if !self.deaf.swap(true, Ordering::Relaxed) => {
+                log::warn!("the supervisor does not hear: {}", crate::error::words(&e));
+            }
+            Err(_) => {}
         }
     }
 
@@ -251,10 +288,10 @@ pub struct Holding(pub Arc<Estate>);
 
 impl Keeper for Holding {
     fn keep(&self, id: u64, file: BorrowedFd<'_>) {
-        self.0.leave(Key::Nameless(id), file);
+        self.0.leave_nameless(id, Some(file));
     }
 
     fn let_go(&self, id: u64) {
-        self.0.say(&Left::LetGo(Key::Nameless(id)), None);
+        self.0.leave_nameless(id, None);
     }
 }

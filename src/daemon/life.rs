@@ -93,6 +93,8 @@ pub fn serve() -> Result<()> {
         let result = session::serve(&request, Some(estate.clone()), ready);
         if let Err(e) = &result {
             estate.say(&Left::Failed { kind: e.kind().into(), message: e.to_string() }, None);
+            // The supervisor tells whoever waits.
+            std::process::exit(1);
         }
         return result;
     }

@@ -306,8 +306,16 @@ pub fn serve(
     let servers = Arc::new(Servers::new(THREADS));
     let adapter =
         Adapter::new(view.clone(), dirty.clone(), wake, line.clone(), servers.clone(), manner, inherited);
+    // A mount that is not made leaves no socket.
+    let first = heir.is_none();
+    let left = |_: &Error| {
+        if first {
+            let _ = std::fs::remove_file(&socket);
+        }
+    };
     let (session, attach, device) =
-        make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())?;
+        make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())
+            .inspect_err(left)?;
     let _ = line.notifier.set(session.notifier());
     if let Some(device) = &device {
         servers.listen_to(device.try_clone().doing("starting")?);
@@ -336,7 +344,7 @@ pub fn serve(
     let serving =
         thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
     if heir.is_none() {
-        attach(&point)?;
+        attach(&point).inspect_err(left)?;
         log::info!("{id} is mounted at {}", point.display());
     }
     if let Some(swap) = swap {
@@ -386,15 +394,21 @@ pub fn serve(
     let _ = house.join();
     let _ = copier.join();
     drop(control);
-    let _ = std::fs::remove_file(&socket);
+    // Where the mount is still there, the next daemon needs the socket's place and what the mount says of itself.
+    let goes_on = estate.is_some() && running.device.as_ref().is_some_and(|d| !mount::has_ended(d));
+    if !goes_on {
+        let _ = std::fs::remove_file(&socket);
+    }
     view.finish();
     if let Err(e) = view.close() {
         log::error!("the last sync of the user layer: error {}", e.0);
     }
     // Other threads may still hold the claim; it ends with this process.
-    running.claim.withdraw();
+    if !goes_on {
+        running.claim.withdraw();
+        log::info!("{id} is unmounted");
+    }
     drop(shown.claims);
-    log::info!("{id} is unmounted");
     result.doing("serving the mount")
 }
 

@@ -173,8 +173,9 @@ fn live(
             },
             Ok(None) => break,
             Err(e) => {
+                // Its end is heard of all the same.
                 log::error!("hearing the daemon: {}", crate::error::words(&e));
-                break;
+                std::thread::sleep(Duration::from_millis(10));
             }
         }
     }

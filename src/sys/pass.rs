@@ -19,6 +19,15 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Sends a message; waits while the other side is behind.
 pub fn send(to: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_with(to, text, fd, SendFlags::NOSIGNAL)
+}
+
+/// Sends a message, unless the other side is so far behind that it would have to wait (`WouldBlock`).
+pub fn send_now(to: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_with(to, text, fd, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send_with(to: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>, how: SendFlags) -> io::Result<()> {
     let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -26,7 +35,7 @@ pub fn send(to: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Resul
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     loop {
-        match sendmsg(to.as_fd(), &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(to.as_fd(), &[IoSlice::new(text)], &mut control, how) {
             Err(rustix::io::Errno::INTR) => {}
             r => return Ok(r.map(|_| ())?),
         }

@@ -272,7 +272,12 @@ impl View {
         if state.file.is_none() {
             state.file = file;
         }
+        // Without a name already, opened by a descriptor of another kind.
+        let nameless = state.kept.clone().filter(|_| state.gone && !state.handed_on);
         drop(state);
+        if nameless.is_some() {
+            self.hand_on(node, 0, nameless.as_deref());
+        }
         let fh = self.handles.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.handles.open.write().insert(
             fh,
