@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs as rfs;
 
 use crate::common::tree::{self, Item};
-use crate::common::{Program, Scratch, require_root, sh, within};
+use crate::common::{Disk, Program, Scratch, require_root, sh, within};
 use crate::{LARGE, LIMIT, begin, eager, missing, until_complete, update, upgraded, waiting};
 
 #[test]
@@ -266,4 +266,42 @@ fn what_was_changed_or_moved_before_the_first_write_is_copied_in_pieces_too() {
     until_complete(&program);
     assert!(fs::read(&on_disk).unwrap() == content);
     mount.umount();
+}
+
+#[test]
+fn where_the_file_system_shares_blocks_nothing_is_left_to_copy() {
+    require_root();
+    for (kind, mib) in [("xfs", 320), ("btrfs", 256)] {
+        let outer = Scratch::new();
+        let disk = Disk::new(&outer, kind, "disk", mib);
+        let scratch = Scratch::at(disk.path().join("s"));
+        let program = Program::new(&scratch);
+        let content: Vec<u8> =
+            (0..32u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        tree::import(&scratch, &program, "os:1", None, |dir| {
+            tree::write(dir, &[("large", Item::File(&content))]);
+        });
+        program.ok(&["create", "d", "os:1"]);
+        let mount = program.mount("d", scratch.mnt());
+        sh(scratch.path(), "sync -f .").ok();
+        let used = || {
+            let now = rfs::statvfs(scratch.path()).unwrap();
+            (now.f_blocks - now.f_bfree) * now.f_frsize
+        };
+        let before = used();
+        let path = mount.join("large");
+        within(LIMIT, "writing", move || {
+            let file = update(&path);
+            file.write_all_at(b"written", 5_000_000).unwrap();
+            file.sync_all().unwrap();
+        });
+        assert_eq!(missing(&program).0, 0, "{kind}");
+        sh(scratch.path(), "sync -f .").ok();
+        let more = used().saturating_sub(before);
+        assert!(more < 8 << 20, "{kind}: {more} bytes for a few");
+        let mut shown = content.clone();
+        shown[5_000_000..5_000_007].copy_from_slice(b"written");
+        assert!(fs::read(scratch.store().join("desktops/d/user/large")).unwrap() == shown, "{kind}");
+        mount.umount();
+    }
 }
