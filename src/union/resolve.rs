@@ -412,6 +412,9 @@ impl View {
     /// moves. The caller holds `names`, or no move is under way.
     pub(crate) fn follow_moves(&self, node: &Arc<Node>) {
         let moves = self.moves.load(Ordering::Acquire);
+        if node.state().moves == moves {
+            return;
+        }
         let mut way = Vec::new();
         let mut at = node.clone();
         let mut pinned = loop {
@@ -441,9 +444,7 @@ impl View {
 
     /// The part of a node in the stack of the request's generation.
     pub(crate) fn lower(&self, pin: &Pin, node: &Arc<Node>) -> Answer<Option<Lower>> {
-        if node.state().moves != self.moves.load(Ordering::Acquire) {
-            self.follow_moves(node);
-        }
+        self.follow_moves(node);
         {
             let state = node.state();
             let fixed = state.lower.as_ref().is_some_and(|l| l.pinned)
@@ -799,11 +800,8 @@ impl View {
 fn above_in_the_stack(node: &Node) -> Option<Arc<Node>> {
     let (parents, lower) = {
         let state = node.state();
-        let several = state.names.len() > 1;
-        let lower = state.lower.as_ref().filter(|_| several).map(|l| l.entry.clone());
-        let count = if several { state.names.len() } else { 1 };
-        let parents: Vec<_> = state.names.iter().take(count).map(|(parent, _)| parent.clone()).collect();
-        (parents, lower)
+        let parents: Vec<_> = state.names.iter().map(|(parent, _)| parent.clone()).collect();
+        (parents, state.lower.as_ref().map(|l| l.entry.clone()))
     };
     let is_its = |parent: &&Arc<Node>| match (&lower, &parent.state().lower) {
         (Some(Entry::Tree(tree, entry)), Some(Lower { entry: Entry::Tree(above, dir), .. })) => {

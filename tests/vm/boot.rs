@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::common::disk::Disk;
 use crate::common::program::run;
 use crate::common::{Scratch, require_root, sh};
-use crate::guest::{Guest, LIMIT, unpack};
+use crate::guest::{Guest, LIMIT, UNIT, unpack};
 
 /// What the machine does once systemd has started everything. Each line that it says is compared.
 const SERVICE: &str = r#"#!/bin/bash
@@ -46,14 +46,6 @@ case $line in
 esac
 say "written: $(tr '\n' ';' </root/written)"
 "#;
-
-const UNIT: &str = "[Unit]
-Description=What this test is about
-[Service]
-ExecStart=/usr/local/sbin/service
-[Install]
-WantedBy=multi-user.target
-";
 
 /// What takes most of the time of a start in an emulated machine, and plays no part here.
 const NOT_NEEDED: &str = "e2scrub_reap.service systemd-logind.service systemd-udev-trigger.service getty.target \

@@ -67,6 +67,15 @@ pub fn unpack(name: &str, to: &Path) {
     run(&mut tar, LIMIT).ok();
 }
 
+/// Starts `/usr/local/sbin/service` in a guest that runs systemd.
+pub const UNIT: &str = "[Unit]
+Description=What this test is about
+[Service]
+ExecStart=/usr/local/sbin/service
+[Install]
+WantedBy=multi-user.target
+";
+
 /// A scratch directory with a store in which there is a Debian that boots, `debian:1`, and a desktop `d` on it.
 pub struct Home {
     pub scratch: Scratch,

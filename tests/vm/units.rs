@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::common::program::run;
 use crate::common::{Scratch, sh};
-use crate::guest::{Guest, Home, LIMIT};
+use crate::guest::{Guest, Home, LIMIT, UNIT};
 
 const UNITS: [&str; 5] = [
     "reroot@.service",
@@ -54,14 +54,6 @@ say "nobody: $(journalctl -b -u reroot@nobody -o cat | grep -m1 'no desktop')"
 echo last >/srv/alice/last
 # And so it is mounted when the machine goes down.
 "#;
-
-const UNIT: &str = "[Unit]
-Description=What this test is about
-[Service]
-ExecStart=/usr/local/sbin/service
-[Install]
-WantedBy=multi-user.target
-";
 
 /// What `make install` puts in place, and a store with a desktop.
 fn install(home: &Path, root: &Path) {
