@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::attributes::Attributes;
 use super::lower::{Lower, Stack, Tree};
-use super::node::{BORN, Node, State, born_generation, born_number};
+use super::node::{BORN, Node, State, born_generation};
 use super::resolve::by_given_number;
 use super::{Answer, Fail, Pin, View};
 use crate::layer::diff::Change;
@@ -27,6 +27,9 @@ use crate::sys::shared::Shared;
 
 /// Words before the slots. The first ones are the slots' own, the others are for whoever holds the memory.
 pub const HEAD: usize = 512;
+/// Which layout the memory has, that of the holder's words too: another one has another number.
+const LAYOUT: usize = 0;
+const THIS_LAYOUT: u64 = 1;
 /// The highest number of a file's handle that was ever given, and of a directory's.
 const FILES: usize = 1;
 const DIRS: usize = 2;
@@ -89,9 +92,14 @@ pub trait Keeper: std::fmt::Debug + Send + Sync {
 }
 
 impl Slots {
-    /// The slots in such memory, with what an earlier daemon left there.
-    pub fn new(memory: Shared) -> Slots {
+    /// The slots in such memory, with what an earlier daemon left there. `None`: another program laid it out.
+    pub fn new(memory: Shared) -> Option<Slots> {
         let slots = Slots { memory, free: Mutex::default() };
+        let layout = slots.memory.words().get(LAYOUT).filter(|_| slots.memory.words().len() >= WORDS)?;
+        let before = layout.compare_exchange(0, THIS_LAYOUT, Ordering::AcqRel, Ordering::Acquire);
+        if before.is_err_and(|layout| layout != THIS_LAYOUT) {
+            return None;
+        }
         {
             let mut free = slots.free.lock();
             // A slot is taken from the free ones that were used before, or is the first that never was: beyond a long run
@@ -100,7 +108,7 @@ impl Slots {
             free.fresh = used;
             free.again = (0..used).rev().filter(|at| slots.word(*at, 0) == 0).collect();
         }
-        slots
+        Some(slots)
     }
 
     /// The numbers that are not the slots' own.
@@ -218,8 +226,6 @@ pub struct Inheritance {
     pub versions: Vec<Arc<Tree>>,
 }
 
-type Nodes = Vec<Arc<Node>>;
-
 impl View {
     /// From now on what is open is written down there, and files without a name are handed to `keeper`.
     pub fn leave_to_heirs(&self, slots: Slots, keeper: Arc<dyn Keeper>) {
@@ -294,9 +300,8 @@ impl View {
         let Some(slots) = self.slots.get() else { return Vec::new() };
         let pin = self.pin();
         let open = slots.all();
-        let mut wanted: HashSet<u64> = open.iter().map(|(_, slot)| slot.id).collect();
-        let mut found = HashMap::new();
-        self.find_all(&pin, &mut wanted, &mut found);
+        // All of them: of those that were handed on one may have its name still.
+        let mut found = self.find_all(&pin, &open.iter().map(|(_, slot)| slot.id).collect());
         let (mut backings, mut remembered) = (HashMap::new(), HashSet::new());
         for (at, slot) in open {
             let node = match found.get(&slot.id) {
@@ -372,63 +377,20 @@ impl View {
     }
 
     /// Finds nodes by their numbers: those of the stack by themselves, the others in one walk through the user layer.
-    fn find_all(&self, pin: &Pin, wanted: &mut HashSet<u64>, found: &mut HashMap<u64, Arc<Node>>) {
+    fn find_all(&self, pin: &Pin, wanted: &HashSet<u64>) -> HashMap<u64, Arc<Node>> {
         let _names = self.names.read();
-        let mut take = |id: u64, node: Arc<Node>, wanted: &mut HashSet<u64>| {
-            wanted.remove(&id);
-            found.insert(id, node);
-        };
-        for id in wanted.iter().copied().collect::<Vec<_>>() {
+        let (mut found, mut left) = (HashMap::new(), Vec::new());
+        for id in wanted.iter().copied() {
             match self.find_by_path(pin, id) {
-                Ok(Some(node)) => take(id, node, wanted),
-                Ok(None) => {}
+                Ok(Some(node)) => {
+                    found.insert(id, node);
+                }
+                Ok(None) => left.push(id),
                 Err(e) => log::warn!("looking for number {id}: error {}", e.0),
             }
         }
-        if self.user.is_none() {
-            return;
-        }
-        let mut todo = vec![self.nodes.root().clone()];
-        while let Some(dir) = todo.pop().filter(|_| !wanted.is_empty()) {
-            match self.look_through(pin, &dir, wanted) {
-                Ok((here, below)) => {
-                    here.into_iter().for_each(|node| take(node.id, node, wanted));
-                    todo.extend(below);
-                }
-                Err(e) => log::warn!("looking through a directory of the user layer: error {}", e.0),
-            }
-        }
-    }
-
-    /// What of a directory's is wanted, and its directories. The caller holds `names`.
-    fn look_through(&self, pin: &Pin, dir: &Arc<Node>, wanted: &HashSet<u64>) -> Answer<(Nodes, Nodes)> {
-        let (mut here, mut below) = (Vec::new(), Vec::new());
-        if dir.state().upper.is_none() {
-            return Ok((here, below));
-        }
-        let moved = wanted.iter().any(|id| *id < BORN);
-        if moved {
-            for id in wanted.iter().filter(|id| **id < BORN) {
-                here.extend(self.search_moved(pin, dir, *id)?);
-            }
-        }
-        let fd = self.upper_dir(dir)?;
-        for (name, format) in sys::list(fd.as_fd())? {
-            let is_dir = format == libc::S_IFDIR;
-            // What keeps a number of the stack's does not show that on the outside.
-            let born = || sys::stat_at(&*fd, &name).is_ok_and(|s| wanted.contains(&born_number(&s)));
-            if format == libc::S_IFCHR || !is_dir && !moved && !born() {
-                continue;
-            }
-            let Ok(Some(node)) = self.child(pin, dir, &name) else { continue };
-            if wanted.contains(&node.id) {
-                here.push(node.clone());
-            }
-            if node.is_dir() {
-                below.push(node);
-            }
-        }
-        Ok((here, below))
+        found.extend(self.find_all_in_user_layer(pin, &left).into_iter().map(|node| (node.id, node)));
+        found
     }
 
     /// The node of what was open and has no name: removed by the user, or displaced by a swap.
@@ -527,15 +489,23 @@ mod tests {
     fn what_is_written_down_is_there_for_the_next_and_no_number_comes_twice() {
         let memory = Shared::new(WORDS).unwrap();
         let same = Shared::of(memory.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        let slots = Slots::new(memory);
+        let slots = Slots::new(memory).unwrap();
         let places: Vec<u32> = (1..=5).map(|fh| slots.take(file(fh)).unwrap()).collect();
         slots.give_back(places[1]);
         slots.give_back(places[4]);
-        let heir = Slots::new(same);
+        let heir = Slots::new(same).unwrap();
         let all: Vec<Slot> = heir.all().into_iter().map(|(_, slot)| slot).collect();
         assert_eq!(all, [file(1), file(3), file(4)]);
         assert_eq!(heir.last(false).unwrap().load(Ordering::Acquire), 5);
         let more: HashSet<u32> = (6..=9).map(|fh| heir.take(file(fh)).unwrap()).collect();
         assert_eq!(more, HashSet::from([1, 4, 5, 6]));
+    }
+
+    #[test]
+    fn memory_that_another_program_laid_out_is_not_read() {
+        let memory = Shared::new(WORDS).unwrap();
+        memory.words()[LAYOUT].store(THIS_LAYOUT + 1, Ordering::Release);
+        assert!(Slots::new(memory).is_none());
+        assert!(Slots::new(Shared::new(WORDS - 1).unwrap()).is_none());
     }
 }

@@ -34,6 +34,7 @@ pub mod marks;
 pub mod moved;
 pub mod names;
 pub mod node;
+pub mod numbers;
 pub mod partial;
 pub mod pins;
 pub mod plant;

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use super::attributes::Attributes;
 use super::lower::{Lower, Stack};
 use super::marks::Marks;
+use super::numbers::Places as NumberPlaces;
 use super::upper::UserLayer;
 use super::{Answer, Fail};
 use crate::sys::fs::Stat;
@@ -309,12 +310,14 @@ pub struct Nodes {
     known: Mutex<HashMap<u64, Known>>,
     /// Held while what the kernel forgot is closed: removed files give their space back then.
     closing: RwLock<()>,
+    /// Where those stand that were known.
+    pub places: NumberPlaces,
 }
 
 impl Nodes {
     /// A table that holds the root.
     pub fn new(root: Arc<Node>) -> Nodes {
-        Nodes { root, known: Mutex::default(), closing: RwLock::new(()) }
+        Nodes { root, known: Mutex::default(), closing: RwLock::new(()), places: NumberPlaces::default() }
     }
 
     /// The root.
@@ -384,7 +387,10 @@ impl Nodes {
         while let Some(id) = next.take() {
             let free = known.get(&id).is_some_and(|k| k.lookups == 0 && Arc::strong_count(&k.node) == 1);
             if free && let Some(entry) = known.remove(&id) {
-                next = entry.node.state().names.pop().map(|(parent, _)| parent.id);
+                if let Some((parent, name)) = entry.node.state().names.pop() {
+                    self.places.note(id, parent.id, &name);
+                    next = Some(parent.id);
+                }
                 dropped.push(entry.node);
             }
         }
@@ -399,12 +405,16 @@ impl Nodes {
 
     /// Drops nodes that nobody needs: those that a request held when the kernel forgot them.
     pub fn sweep(&self) {
+        self.places.drop_unused();
         loop {
             let mut dropped = Vec::new();
             let mut known = self.known.lock();
             known.retain(|_, k| {
                 let keep = k.lookups > 0 || Arc::strong_count(&k.node) > 1;
                 if !keep {
+                    if let Some((parent, name)) = k.node.state().names.first() {
+                        self.places.note(k.node.id, parent.id, name);
+                    }
                     dropped.push(k.node.clone());
                 }
                 keep

@@ -75,7 +75,12 @@ impl View {
     }
 
     fn look_at(&self, pin: &Pin, parent: u64, name: &[u8]) -> Answer<Option<(Arc<Node>, Attributes)>> {
-        let dir = self.node(pin, parent)?;
+        let dir = match (name, self.nodes.get(parent)) {
+            // This is asked of what the kernel has not.
+            (b".", None) => self.find_again(pin, parent)?,
+            (_, Some(known)) => known,
+            (_, None) => self.node(pin, parent)?,
+        };
         let _names = self.names.read();
         let found = match name {
             b"." => Some(dir),
@@ -666,27 +671,27 @@ impl View {
         Ok(())
     }
 
-    /// The node of a number: a known one, or one that the kernel forgot and asks for again by a file handle.
+    /// The node of a number: a known one, or one that the kernel has and this daemon does not know.
     pub fn node(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
-        match self.nodes.get(id) {
-            Some(node) => Ok(node),
-            None => self.find_again(pin, id),
+        if let Some(node) = self.nodes.get(id) {
+            return Ok(node);
         }
-    }
-
-    fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
-        let _names = self.names.read();
-        let found = match self.find_by_path(pin, id)? {
-            Some(node) => Some(node),
-            None if self.user.is_some() => self.search(pin, &self.nodes.root().clone(), id)?,
-            None => None,
-        };
-        let node = found.ok_or(Fail(libc::ESTALE))?;
+        let node = self.find_again(pin, id)?;
         if self.inherited.load(Ordering::Relaxed) {
             // The kernel has it from an earlier daemon, and says when it forgets it.
             self.nodes.remember(&node, 0);
         }
         Ok(node)
+    }
+
+    /// The node of a number that the kernel may have forgotten, and asks for by a file handle.
+    fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
+        let _names = self.names.read();
+        let found = match self.find_by_path(pin, id)? {
+            Some(node) => Some(node),
+            None => self.find_in_user_layer(pin, id)?,
+        };
+        found.ok_or(Fail(libc::ESTALE))
     }
 
     /// The node of a number that the stack has, where its path leads to it. The caller holds `names`.
@@ -724,40 +729,6 @@ impl View {
             }
         }
         Ok(Some(at))
-    }
-
-    /// Looks for a number in the user layer's directories: the last resort for a moved file's handle.
-    fn search(&self, pin: &Pin, dir: &Arc<Node>, id: u64) -> Answer<Option<Arc<Node>>> {
-        use std::os::fd::AsFd;
-        if dir.state().upper.is_none() {
-            return Ok(None);
-        }
-        if let Some(found) = self.search_moved(pin, dir, id)? {
-            return Ok(Some(found));
-        }
-        let fd = self.upper_dir(dir)?;
-        for (name, format) in sys::list(fd.as_fd())? {
-            if format == libc::S_IFCHR {
-                continue;
-            }
-            if format != libc::S_IFDIR
-                && id >= BORN
-                && sys::stat_at(&*fd, &name).is_ok_and(|s| born_number(&s) != id)
-            {
-                continue;
-            }
-            // One that is damaged does not hide the others.
-            let Ok(Some(node)) = self.child(pin, dir, &name) else { continue };
-            if node.id == id {
-                return Ok(Some(node));
-            }
-            if node.is_dir()
-                && let Some(found) = self.search(pin, &node, id)?
-            {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
     }
 
     /// Looks for a number among what came with a directory that the user moved: it has its number in the tree of the

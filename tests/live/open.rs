@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use crate::common::desk::{Desk, desk};
-use crate::common::successor::replace_daemon;
+use crate::common::successor::{log, replace_daemon};
 use crate::common::tree::{self, Item};
 
 const BIG: usize = 2_000_000;
@@ -213,5 +213,45 @@ fn numbers_and_locks_stay() {
             assert_eq!(all(()), numbers);
             tree::assert_same("after a daemon", &before, &tree::listing(&desk.mnt));
         }
+    });
+}
+
+/// Whatever the kernel knows of the user layer is found again by its number: in one walk, however much it is.
+#[test]
+fn the_users_files_are_found_again_in_one_walk() {
+    const MANY: usize = 2000;
+    desk("", fill, |desk| {
+        fs::create_dir(desk.at("many")).unwrap();
+        let of = |n: usize| desk.at(format!("many/{n}"));
+        // What the stack has is moved with its directory, and by itself.
+        fs::rename(desk.at("dir"), desk.at("many/dir")).unwrap();
+        fs::rename(desk.at("small"), desk.at("many/small")).unwrap();
+        // Known by a descriptor that is no handle of the daemon's.
+        let known = |path: std::path::PathBuf| {
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap();
+            let ino = file.metadata().unwrap().ino();
+            (file, ino)
+        };
+        let mut all: Vec<_> = (0..MANY)
+            .map(|n| {
+                fs::write(of(n), n.to_string()).unwrap();
+                known(of(n))
+            })
+            .collect();
+        all.push(known(desk.at("many/dir/a")));
+        all.push(known(desk.at("many/small")));
+        fs::rename(of(7), desk.at("seven")).unwrap();
+        for _ in 0..2 {
+            replace_daemon(&desk.program, "d");
+            for (file, ino) in &all {
+                // A changed mode makes the kernel ask.
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+                assert_eq!(file.metadata().unwrap().ino(), *ino);
+            }
+        }
+        assert_eq!(desk.sh("cat many/0 seven many/dir/a many/small"), "07a\nsmall");
+        let walks = log(&desk.program, "d").matches("walking through the user layer").count();
+        assert!((1..=4).contains(&walks), "{walks} walks");
     });
 }
