@@ -134,6 +134,13 @@ impl World {
         (result, versions)
     }
 
+    /// Does something, and says how many swaps there were meanwhile, also in part.
+    pub fn overtaken<T>(&self, act: impl FnOnce() -> T) -> (T, usize) {
+        let done = self.done.load(Ordering::SeqCst);
+        let result = act();
+        (result, self.history.lock().unwrap().len() - done)
+    }
+
     pub fn fail(&self, text: String) {
         let mut failures = self.failures.lock().unwrap();
         failures.push(format!("swap {}: {text}", self.done.load(Ordering::SeqCst)));
