@@ -35,6 +35,30 @@ pub enum Key {
     Nameless(u64),
 }
 
+impl Key {
+    /// Its name for a service manager.
+    pub fn name(&self) -> String {
+        match self {
+            Key::Device => "device".into(),
+            Key::Notes => "notes".into(),
+            Key::Listener => "listener".into(),
+            Key::Claim => "claim".into(),
+            Key::UserLayer => "user-layer".into(),
+            Key::Nameless(id) => format!("nameless-{id}"),
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Key> {
+        match name.strip_prefix("nameless-") {
+            Some(id) => Some(Key::Nameless(id.parse().ok()?)),
+            None => [Key::Device, Key::Notes, Key::Listener, Key::Claim, Key::UserLayer]
+                .into_iter()
+                .find(|key| key.name() == name),
+        }
+    }
+}
+
 /// What a daemon says to its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Left {
@@ -102,6 +126,7 @@ pub struct Estate {
 const HELLO: usize = 0;
 const ANSWER: usize = 50;
 const TOLD: usize = 100;
+const PLACE: usize = 120;
 /// The longest greeting, in words without its length.
 const GREETING: usize = 48;
 /// Words of a version's note: its digest and the generation.
@@ -209,7 +234,11 @@ impl Estate {
             self.leave(Key::Notes, &same);
         }
         let _ = self.notes.set(Shared::of(same).doing(doing)?);
-        Ok(Slots::new(memory))
+        Slots::new(memory).ok_or_else(|| {
+            Error::Failed(
+                "what the daemon before has noted is noted in another way than this program does".into(),
+            )
+        })
     }
 
     fn words(&self, at: usize, count: usize) -> &[AtomicU64] {
@@ -251,6 +280,19 @@ impl Estate {
     /// What the kernel said first, and what it was answered.
     pub fn greeting(&self) -> (Vec<u8>, Vec<u8>) {
         (self.noted_bytes(HELLO), self.noted_bytes(ANSWER))
+    }
+
+    /// Notes which file system the mount is, by its device number: so it is told from others at its mount point.
+    pub fn note_device(&self, (major, minor): (u32, u32)) {
+        if let Some(word) = self.words(PLACE, 1).first() {
+            word.store(u64::from(major) << 32 | u64::from(minor), Ordering::Release);
+        }
+    }
+
+    /// What was noted of that.
+    pub fn device(&self) -> Option<(u32, u32)> {
+        let word = self.words(PLACE, 1).first()?.load(Ordering::Acquire);
+        (word != 0).then_some(((word >> 32) as u32, word as u32))
     }
 
     /// Notes that the kernel knows nothing that is not so in this version, which the view shows as this generation.

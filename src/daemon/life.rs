@@ -14,7 +14,7 @@ use super::{MountRequest, Subject, session, supervisor};
 use crate::error::{Doing, Error, Result};
 use crate::store::Store;
 use crate::store::mounts::MountEntry;
-use crate::sys::{mount as sys, pass, process};
+use crate::sys::{mount as sys, pass, process, service};
 
 /// How long an unmount waits for the daemon to bring the last writes to the disk.
 const LAST_SYNC: Duration = Duration::from_secs(120);
@@ -35,11 +35,11 @@ pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
         log_to(None);
         let mut entry = None;
         let mut ready = |e: &MountEntry| {
-            notify_service_manager();
+            service::ready();
             entry = Some(e.clone());
         };
         if supervisor::is_for(request) {
-            supervisor::supervise(request, false, ready)?;
+            supervisor::supervise(request, supervisor::Parent::Service, ready)?;
         } else {
             session::serve(request, None, &mut ready)?;
         }
@@ -104,7 +104,9 @@ pub fn serve() -> Result<()> {
 /// The process that starts daemons: as [`serve`] without a supervisor.
 pub fn supervise() -> Result<()> {
     let _ = process::new_session();
-    in_background(|request, ready| supervisor::supervise(request, true, ready).map(|_| ()))
+    in_background(|request, ready| {
+        supervisor::supervise(request, supervisor::Parent::Command, ready).map(|_| ())
+    })
 }
 
 /// Reads a request from standard input, and says on standard output when the view is there.
@@ -305,14 +307,6 @@ fn find(store: &Store, target: &str) -> Result<MountEntry> {
         )));
     }
     Err(Error::Nothing(format!("{target} is neither a mounted desktop nor a mount point of this store")))
-}
-
-/// Tells systemd that a `Type=notify` service is ready (sd_notify(3)).
-fn notify_service_manager() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    if let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() {
-        let _ = socket.send_to(b"READY=1\n", Path::new(&path));
-    }
 }
 
 /// The log goes to standard error, which is the journal or a file; in a file each line has its time.

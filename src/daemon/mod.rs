@@ -5,6 +5,7 @@
 
 mod control;
 mod estate;
+mod held;
 mod layers;
 mod life;
 pub mod options;

@@ -345,6 +345,9 @@ pub fn serve(
         thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
     if heir.is_none() {
         attach(&point).inspect_err(left)?;
+        if let (Some(estate), Some(dev)) = (&estate, mount::device_at(&point)) {
+            estate.note_device(dev);
+        }
         log::info!("{id} is mounted at {}", point.display());
     }
     if let Some(swap) = swap {
@@ -383,7 +386,17 @@ pub fn serve(
         let servers = servers.clone();
         thread::Builder::new().name("servers".into()).spawn(move || servers.watch()).doing("starting")?
     };
-    unmount_on_signal(point)?;
+    if shown.unfinished {
+        // A thread of its own: whoever holds the desktop's lock may wait for this mount.
+        let running = running.clone();
+        let finish = move || {
+            if let Err(e) = finish_swap(&running) {
+                log::warn!("the swap that was under way: {e}; the next one or the next mount finishes it");
+            }
+        };
+        thread::Builder::new().name("finishing".into()).spawn(finish).doing("starting")?;
+    }
+    unmount_on_signal(point, estate.as_ref().and_then(|e| e.device()))?;
     ready(&entry);
 
     let result =
@@ -428,6 +441,8 @@ struct Shown {
     claims: Vec<Lock>,
     /// What the desktop runs on by now, where the kernel was not told of that yet.
     ahead: Option<Arc<Tree>>,
+    /// Its state still says that a swap is under way.
+    unfinished: bool,
 }
 
 fn shown(
@@ -437,16 +452,20 @@ fn shown(
     heir: Option<&Estate>,
 ) -> Result<Shown> {
     let mut claims = Vec::new();
-    let mut ahead = None;
+    let (mut ahead, mut unfinished) = (None, false);
     let (mut version, mut generation, user) = match (&request.subject, desktop) {
         (Subject::Directories(layers), _) => return shown_directories(request, store, layers),
         (Subject::Version { version, .. }, _) => (*version, 0, None),
         (Subject::Desktop(_), Some(desktop)) => {
-            let held = desktop.lock()?;
+            // Whoever holds the lock now may be waiting for the mount that goes on: then that is served first.
+            let held = if heir.is_none() { Some(desktop.lock()?) } else { None };
             let mut state = desktop.state()?;
             if state.complete_pending() {
                 log::info!("finishing the swap to {}", state.current.version);
-                desktop.write_state(&state, &held)?;
+                match &held {
+                    Some(held) => desktop.write_state(&state, held)?,
+                    None => unfinished = true,
+                }
             }
             let user = if request.options.read_only && !desktop.user_layer()?.is_dir() {
                 return Err(Error::Failed(format!(
@@ -496,6 +515,7 @@ fn shown(
         metacopy: true,
         claims,
         ahead,
+        unfinished,
     })
 }
 
@@ -540,6 +560,7 @@ fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> 
         metacopy: layers.metacopy,
         claims,
         ahead: None,
+        unfinished: false,
     })
 }
 
@@ -693,12 +714,28 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
 
 /// SIGTERM, SIGINT and SIGHUP unmount. Where the mount is in use it is detached, and the daemon goes on
 /// until the last user is gone.
-fn unmount_on_signal(point: PathBuf) -> Result<()> {
+/// Says in the desktop's state that its swap is done.
+fn finish_swap(running: &Running) -> Result<()> {
+    let Some(desktop) = &running.desktop else { return Ok(()) };
+    let held = desktop.lock()?;
+    let mut state = desktop.state()?;
+    if state.complete_pending() {
+        desktop.write_state(&state, &held)?;
+    }
+    Ok(())
+}
+
+/// `dev` is the mount's device number, where it is known: what else stands at the mount point by then is somebody else's.
+fn unmount_on_signal(point: PathBuf, dev: Option<(u32, u32)>) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).doing("waiting for signals")?;
     let waiting = move || {
         for _ in signals.forever() {
+            if dev.is_some() && mount::device_at(&point) != dev {
+                log::warn!("something else is mounted at {} by now, and stays", point.display());
+                continue;
+            }
             log::info!("unmounting {}", point.display());
             match mount::unmount(&point, false) {
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {

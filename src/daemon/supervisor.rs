@@ -1,24 +1,25 @@
 //! The process that outlives a mount's daemon.
 //!
 //! It starts the daemon, holds what that leaves (see [`super::estate`]), and when the daemon ends while the kernel still
-//! has the mount, starts another one, which goes on. It touches neither store nor mount, has one thread and reads only
-//! what its daemon says, so that there is little in it that could end it. Where it ends all the same, the daemon goes on
-//! without it.
+//! has the mount, starts another one, which goes on. It does not touch the mount, has one thread and hears only what its
+//! daemon says, so that there is little in it that could end it. Where it ends all the same, the daemon goes on without it;
+//! under systemd, which ends the daemon then, the service's next supervisor goes on with the mount (see [`super::held`]).
 //!
 //! The end of the daemon is the end of its side of the socket: then none of its threads does anything any more, not even
 //! one that was waiting for a disk when the process was killed.
 
-use std::collections::HashMap;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::estate::{Given, Key, Left, Task, send};
+use super::estate::{Given, Left, Task, send};
+use super::held::Held;
 use super::{MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
+use crate::store::Store;
 use crate::store::mounts::MountEntry;
 use crate::sys::{mount, pass, process};
 
@@ -27,35 +28,63 @@ const QUICK: Duration = Duration::from_secs(1);
 /// So many of those in a row, and the mount ends.
 const PATIENCE: u32 = 5;
 
-/// Whether a mount gets a supervisor: a desktop's that root makes. (Others make their mounts through fusermount3, which
-/// greets the kernel by itself; and a view of a version holds nothing that would be lost.) Not the root of a machine: systemd
-/// spares only the one process that was started for that, and a program could not be looked for in its own mount.
+/// Whether a mount gets a supervisor: a desktop's or a version's that root makes. (Others make their mounts through
+/// fusermount3, which greets the kernel by itself; and the numbers of plain directories do not outlive their process.) Not
+/// the root of a machine: systemd spares only the one process that was started for that, and a program could not be looked
+/// for in its own mount.
 pub fn is_for(request: &MountRequest) -> bool {
-    process::is_root() && matches!(request.subject, Subject::Desktop(_)) && !request.options.root
+    process::is_root() && !matches!(request.subject, Subject::Directories(_)) && !request.options.root
+}
+
+/// Who started a supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// A command that returns once the view answers; the log is a file.
+    Command,
+    /// A service manager, or somebody at a terminal.
+    Service,
 }
 
 /// Serves a mount through daemons until it ends. `ready` is told once, when the view answers.
 pub fn supervise(
     request: &MountRequest,
-    log_with_time: bool,
+    parent: Parent,
     ready: impl FnOnce(&MountEntry),
 ) -> Result<Option<MountEntry>> {
+    let mut held = Held::new(parent == Parent::Service);
+    let before = if held.has_mount() { entry_before(request)? } else { None };
+    if before.is_none() {
+        held.drop_all();
+    }
+    let task = Task {
+        request: request.clone(),
+        restarts: before.as_ref().map_or(0, |entry| entry.restarts + 1),
+        entry: before,
+        supervisor: std::process::id(),
+        log_with_time: parent == Parent::Command,
+    };
+    let result = go_on(task, &mut held, ready);
+    // The mount has ended, or ends with this.
+    held.drop_all();
+    result
+}
+
+/// What a supervisor that was killed left of a mount: what its daemon said of it.
+fn entry_before(request: &MountRequest) -> Result<Option<MountEntry>> {
+    let Subject::Desktop(name) = &request.subject else { return Ok(None) };
+    let entry = Store::open(&request.store)?.mounted(name)?;
+    Ok(entry.filter(|entry| entry.supervisor.is_some()))
+}
+
+fn go_on(mut task: Task, held: &mut Held, ready: impl FnOnce(&MountEntry)) -> Result<Option<MountEntry>> {
     let program = Program::this()?;
     let signals = signals()?;
     process::raise_descriptor_limit();
     let mut ready = Some(ready);
-    let mut kept = HashMap::new();
     let (mut quick, mut told_to_end) = (0, false);
-    let mut task = Task {
-        request: request.clone(),
-        entry: None,
-        restarts: 0,
-        supervisor: std::process::id(),
-        log_with_time,
-    };
     let mut same = false;
     loop {
-        let life = live(program.path(same), &task, &mut kept, &signals, &mut told_to_end, &mut |entry| {
+        let life = live(program.path(same), &task, held, &signals, &mut told_to_end, &mut |entry| {
             if let Some(ready) = ready.take() {
                 ready(entry);
             }
@@ -72,13 +101,12 @@ pub fn supervise(
         if told_to_end && life.answered.is_none() {
             return Err(Error::Failed(format!("{}; its mount ends, as it was told to", life.failure)));
         }
-        let Some(device) = kept.get(&Key::Device).filter(|d| !mount::has_ended(d)) else {
+        if held.device().is_none() {
             return Err(Error::Failed(format!("{}; its mount is gone", life.failure)));
-        };
+        }
         let lasted = life.answered.is_some_and(|since| since.elapsed() >= QUICK);
         quick = if lasted { 0 } else { quick + 1 };
         if quick >= PATIENCE {
-            let _ = device;
             return Err(Error::Failed(format!(
                 "{}; {PATIENCE} daemons have ended one after the other, and the mount with them",
                 life.failure
@@ -104,7 +132,7 @@ struct Life {
 fn live(
     program: &Path,
     task: &Task,
-    kept: &mut HashMap<Key, OwnedFd>,
+    held: &mut Held,
     signals: &UnixStream,
     told_to_end: &mut bool,
     ready: &mut dyn FnMut(&MountEntry),
@@ -127,7 +155,7 @@ fn live(
     };
     let begin = || -> std::io::Result<()> {
         send(&ours, &Given::Begin(Box::new(task.clone())), None)?;
-        for (key, fd) in kept.iter() {
+        for (key, fd) in held.iter() {
             send(&ours, &Given::Kept(*key), Some(fd.as_fd()))?;
         }
         send(&ours, &Given::Go, None)
@@ -150,14 +178,14 @@ fn live(
         match pass::receive(&ours) {
             Ok(Some((text, fd))) => match (serde_json::from_slice(&text), fd) {
                 (Ok(Left::Keep(key)), Some(fd)) => {
-                    kept.insert(key, fd);
+                    held.keep(key, fd);
                 }
                 (Ok(Left::Keep(key)), None) => {
-                    kept.remove(&key);
+                    held.let_go(key);
                     log::error!("{key:?} cannot be held: too many open files");
                 }
                 (Ok(Left::LetGo(key)), _) => {
-                    kept.remove(&key);
+                    held.let_go(key);
                 }
                 (Ok(Left::Ready(said)), _) => {
                     answered = Some(Instant::now());

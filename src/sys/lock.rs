@@ -25,6 +25,11 @@ impl AsFd for Lock {
     }
 }
 
+/// Ends a lock, whoever else holds its descriptor.
+pub fn release(fd: impl AsFd) -> io::Result<()> {
+    Ok(flock(fd, FlockOperation::Unlock)?)
+}
+
 /// How a lock is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {

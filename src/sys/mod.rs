@@ -15,5 +15,6 @@ pub mod notify;
 pub mod pass;
 pub mod process;
 pub mod publish;
+pub mod service;
 pub mod shared;
 pub mod xattr;

@@ -178,6 +178,11 @@ pub fn table() -> io::Result<Vec<MountLine>> {
     Ok(text.lines().filter_map(parse_line).collect())
 }
 
+/// The device number of what is mounted at a place, topmost.
+pub fn device_at(point: &Path) -> Option<(u32, u32)> {
+    table().ok()?.into_iter().rev().find(|line| line.point == point).map(|line| line.dev)
+}
+
 /// What is mounted at and beneath `point` does not go on to other places, and can be moved.
 pub fn make_private(point: &Path) -> io::Result<()> {
     let flags = rm::MountPropagationFlags::PRIVATE | rm::MountPropagationFlags::REC;

@@ -1,7 +1,10 @@
 //! How a mount with a supervisor ends.
 
 use std::fs::{self, File};
-use std::process::Command;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::scratch::{is_dead, mounts_beneath};
@@ -87,6 +90,92 @@ fn commands_wait_for_the_next_daemon() {
         assert_eq!(mount.join("new").exists(), tag == "os:2");
     }
     mount.umount();
+}
+
+/// Whoever holds the desktop's lock may be waiting for the mount.
+#[test]
+fn the_next_daemon_does_not_wait_for_the_desktops_lock() {
+    let scratch = Scratch::new();
+    let program = desktop(&scratch);
+    let mount = program.mount("d", scratch.mnt());
+    let lock = scratch.store().join("desktops/d/lock");
+    let mut holder = Command::new("sh")
+        .args(["-c", "exec 9>>\"$0\"; flock 9; echo held; exec sleep 600"])
+        .arg(&lock)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    holder.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    replace_daemon(&program, "d");
+    assert_eq!(mount.sh("cat etc/hostname"), "small");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    mount.umount();
+}
+
+/// A signal that comes late does not end what somebody else has mounted there since.
+#[test]
+fn a_late_signal_leaves_alone_what_stands_there_by_now() {
+    let scratch = Scratch::new();
+    let program = desktop(&scratch);
+    let mount = program.mount("d", scratch.mnt());
+    // Somebody else's view of it goes on, and so the daemon does.
+    let held = mount.sh("exec sleep 600 <etc/hostname >/dev/null 2>&1 & echo $!");
+    let daemon = daemon(&program, "d");
+    assert!(Command::new("umount").arg("-l").arg(mount.path()).status().unwrap().success());
+    let tmpfs = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(mount.path()).status().unwrap();
+    assert!(tmpfs.success());
+    signal(daemon, "TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    let others = mounts_beneath(&scratch.mnt());
+    assert!(Command::new("umount").arg(mount.path()).status().unwrap().success());
+    signal(held.trim().parse().unwrap(), "KILL");
+    assert_eq!(others.len(), 1, "{others:?}");
+    wait_until("it ends with its last user", || is_dead(daemon));
+    mount.forget();
+}
+
+/// A version that is looked into holds nothing but what is open.
+#[test]
+fn a_view_of_a_version_goes_on_too() {
+    let scratch = Scratch::new();
+    let program = desktop(&scratch);
+    let mount = program.inspect("os:1", scratch.mnt());
+    let hostname = File::open(mount.join("etc/hostname")).unwrap();
+    let dir = File::open(mount.join("etc")).unwrap();
+    let before = hostname.metadata().unwrap().ino();
+    let pid = || {
+        let entries = fs::read_dir(scratch.store().join("mounts")).unwrap().filter_map(|e| {
+            let text = fs::read_to_string(e.unwrap().path()).ok()?;
+            serde_json::from_str::<serde_json::Value>(&text).ok()
+        });
+        let entry: Vec<_> = entries.collect();
+        assert_eq!(entry.len(), 1, "{entry:?}");
+        (entry[0]["pid"].as_u64().unwrap() as u32, entry[0]["restarts"].as_u64().unwrap())
+    };
+    for round in 1..=2 {
+        std::thread::sleep(Duration::from_millis(1100));
+        signal(pid().0, "KILL");
+        wait_until("another one follows", || pid().1 == round);
+        let mut text = [0; 5];
+        hostname.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"small");
+        assert_eq!(hostname.metadata().unwrap().ino(), before);
+        assert_eq!(fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd())).unwrap().count(), {
+            fs::read_dir(mount.join("etc")).unwrap().count()
+        });
+        assert_eq!(mount.sh("cat etc/hostname; touch x 2>&1 | grep -o 'Read-only'"), "small\nRead-only");
+    }
+    drop((hostname, dir));
+    mount.umount();
+    assert_eq!(
+        fs::read_dir(scratch.store().join("mounts"))
+            .unwrap()
+            .filter(|e| { e.as_ref().unwrap().path().extension().is_some_and(|e| e == "json") })
+            .count(),
+        0
+    );
 }
 
 /// Daemons that cannot serve do not follow each other for ever: the mount ends as it does without a supervisor.

@@ -24,10 +24,13 @@ shows() { say "$1: $(findmnt -n -o FSTYPE /srv/alice) $(cat /srv/alice/hello) $(
 until systemctl is-active -q reroot@alice; do sleep 0.2; done
 shows "at start"
 echo mine >/srv/alice/mine
+exec 3</srv/alice/mine 4>/srv/alice/nameless; rm /srv/alice/nameless
 pid=$(systemctl show -p MainPID --value reroot@alice)
 systemctl kill -s KILL --kill-whom=main reroot@alice
 until systemctl is-active -q reroot@alice && [ "$(systemctl show -p MainPID --value reroot@alice)" != "$pid" ]; do sleep 0.2; done
 shows "after a crash"
+echo nameless >&4; say "open all the while: $(cat <&3) $(cat /proc/self/fd/4), $(journalctl -b -u reroot@alice -o cat | grep -c 'going on with')"
+exec 3<&- 4>&-
 systemctl start reroot-gc.service; say "collection: $(systemctl show -p Result --value reroot-gc.service)"
 say "timer: $(systemctl is-active reroot-gc.timer)"
 systemctl start reroot-virtiofsd@alice.socket
@@ -111,6 +114,7 @@ fn units_mount_a_desktop_at_start_after_a_crash_and_collect() {
     for words in [
         "GUEST at start: fuse.reroot hello hello",
         "GUEST after a crash: fuse.reroot hello hello mine",
+        "GUEST open all the while: mine nameless, 1",
         "GUEST collection: success",
         "GUEST timer: active",
         "GUEST virtiofsd: 1/20 active",
