@@ -53,7 +53,7 @@ pub struct Adapter {
     view: Arc<View>,
     /// The file that each inode with handles past the daemon has registered.
     backings: Mutex<HashMap<u64, Backing>>,
-    /// The connection to the kernel, for what fuser does not offer; there once the session is, root's mounts only.
+    /// The connection to the kernel, for what fuser does not offer; there once the session is.
     device: Arc<OnceLock<OwnedFd>>,
     /// Something was changed since the last sync.
     dirty: Arc<AtomicBool>,
@@ -82,7 +82,7 @@ enum Backing {
 pub struct Line {
     /// Tells the kernel before a request is answered.
     pub notifier: Arc<OnceLock<Notifier>>,
-    /// The connection itself; root's mounts only.
+    /// The connection itself.
     pub device: Arc<OnceLock<OwnedFd>>,
 }
 

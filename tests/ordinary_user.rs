@@ -23,6 +23,14 @@ mv mnt/d mnt/e; mkdir mnt/d; echo mine > mnt/d/h; rm mnt/l; chmod 600 mnt/e/f
 [ "$(cat mnt/e/f | tr '\n' ' ')" = "one more " ]
 [ "$(ls mnt | tr '\n' ' ')" = "d e " ]
 if mknod mnt/null c 1 3 2>/dev/null; then echo 'a device was made'; exit 1; fi
+exec 3<mnt/e/f 4>mnt/nameless; rm mnt/nameless
+state() { "$REROOT" --json status alice | jq -r ".$1"; }
+kill -9 "$(state pid)"
+until [ "$(state restarts)" = 1 ]; do sleep 0.05; done
+[ "$(cat <&3 | tr '\n' ' ')" = "one more " ]
+echo kept >&4; [ "$(cat /proc/self/fd/4)" = kept ]
+exec 3<&- 4>&-
+[ "$(cat mnt/d/h)" = mine ]
 reroot upgrade alice --to img:2
 [ ! -e mnt/e/g ] && [ ! -e mnt/d/g ]
 reroot rollback alice

@@ -22,16 +22,26 @@ impl Held {
     pub fn new(service: bool) -> Held {
         let mut held = Held { fds: HashMap::new(), service };
         if service {
-            for (name, fd) in service::held() {
+            let before = service::held().unwrap_or_else(|e| {
+                log::warn!("what the service manager holds: {}", crate::error::words(&e));
+                Vec::new()
+            });
+            for (name, fd) in before {
                 match Key::named(&name) {
                     Some(key) => {
                         held.fds.insert(key, fd);
                     }
-                    None => service::let_go(&name),
+                    None => held.tell(service::let_go(&name)),
                 }
             }
         }
         held
+    }
+
+    fn tell(&self, said: std::io::Result<()>) {
+        if let Err(e) = said {
+            log::warn!("the service manager does not hear: {}", crate::error::words(&e));
+        }
     }
 
     /// Whether a mount is held that a next daemon can go on with. Otherwise nothing is held any more.
@@ -53,9 +63,9 @@ impl Held {
     pub fn keep(&mut self, key: Key, fd: OwnedFd) {
         if self.service {
             if self.fds.contains_key(&key) {
-                service::let_go(&key.name());
+                self.tell(service::let_go(&key.name()));
             }
-            service::hold(&key.name(), fd.as_fd());
+            self.tell(service::hold(&key.name(), fd.as_fd()));
         }
         self.fds.insert(key, fd);
     }
@@ -63,7 +73,7 @@ impl Held {
     /// Holds one no longer.
     pub fn let_go(&mut self, key: Key) {
         if self.fds.remove(&key).is_some() && self.service {
-            service::let_go(&key.name());
+            self.tell(service::let_go(&key.name()));
         }
     }
 
@@ -74,12 +84,12 @@ impl Held {
 
     /// Ends what they are for. The service manager lets go a little later: locks end at once.
     pub fn drop_all(&mut self) {
-        for (key, fd) in self.fds.drain() {
+        for (key, fd) in std::mem::take(&mut self.fds) {
             if matches!(key, Key::Claim | Key::UserLayer) {
                 let _ = lock::release(&fd);
             }
             if self.service {
-                service::let_go(&key.name());
+                self.tell(service::let_go(&key.name()));
             }
         }
     }

@@ -35,7 +35,9 @@ pub fn mount(request: &MountRequest, foreground: bool) -> Result<MountEntry> {
         log_to(None);
         let mut entry = None;
         let mut ready = |e: &MountEntry| {
-            service::ready();
+            if let Err(e) = service::ready() {
+                log::warn!("the service manager does not hear: {}", crate::error::words(&e));
+            }
             entry = Some(e.clone());
         };
         if supervisor::is_for(request) {

@@ -11,6 +11,7 @@ mod life;
 pub mod options;
 pub mod overlay;
 mod session;
+mod shown;
 mod supervisor;
 mod swap;
 

@@ -12,14 +12,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, MountOption, Notifier, Session, SessionACL};
+use fuser::{Config, Notifier, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::control;
 use super::estate::{Estate, Holding, Key};
 use super::options::DataMode;
+use super::shown::shown;
 use super::swap;
-use super::{Layers, MountRequest, Subject};
+use super::{MountOptions, MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
 use crate::fuse::{Adapter, Line, Manner, Servers};
 use crate::store::desktops::Desktop;
@@ -28,13 +29,10 @@ use crate::store::{Digest, Store};
 use crate::sys::lock::Lock;
 use crate::sys::{mount, notify, pass, process};
 use crate::union::completion::Pieces;
-use crate::union::directories::Directories;
 use crate::union::inherit::Inheritance;
-use crate::union::lower::{Objects, Stack, Tree};
-use crate::union::marks::Namespace;
+use crate::union::lower::{Stack, Tree};
 use crate::union::swap::Notice;
-use crate::union::upper::UserLayer;
-use crate::union::{Data, Generation, Library, Settings, View};
+use crate::union::{Data, Generation, Settings, View};
 
 /// Threads that serve requests. More than cores, since a request may wait for the disk.
 const THREADS: usize = 10;
@@ -60,8 +58,8 @@ pub struct Running {
     /// What the next daemon will need, where there can be one.
     estate: Option<Arc<Estate>>,
     notifier: Notifier,
-    /// The connection to the kernel, for what the notifier cannot say; root's mounts only.
-    device: Option<OwnedFd>,
+    /// The connection to the kernel, for what the notifier cannot say.
+    device: OwnedFd,
 }
 
 impl Running {
@@ -73,12 +71,7 @@ impl Running {
                 Notice::Entry(parent, name) => {
                     self.notifier.inval_entry(fuser::INodeNo(*parent), std::ffi::OsStr::from_bytes(name))
                 }
-                Notice::Expire(parent, name) => match &self.device {
-                    Some(device) => crate::sys::notify::expire_entry(device, *parent, name),
-                    None => {
-                        self.notifier.inval_entry(fuser::INodeNo(*parent), std::ffi::OsStr::from_bytes(name))
-                    }
-                },
+                Notice::Expire(parent, name) => notify::expire_entry(&self.device, *parent, name),
                 Notice::Inode(id) => self.notifier.inval_inode(fuser::INodeNo(*id), 0, 0),
                 Notice::Attributes(id) => self.notifier.inval_inode(fuser::INodeNo(*id), -1, 0),
             };
@@ -317,10 +310,8 @@ pub fn serve(
         make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())
             .inspect_err(left)?;
     let _ = line.notifier.set(session.notifier());
-    if let Some(device) = &device {
-        servers.listen_to(device.try_clone().doing("starting")?);
-        let _ = line.device.set(device.try_clone().doing("starting")?);
-    }
+    servers.listen_to(device.try_clone().doing("starting")?);
+    let _ = line.device.set(device.try_clone().doing("starting")?);
     let running = Arc::new(Running {
         store: store.clone(),
         desktop,
@@ -335,11 +326,9 @@ pub fn serve(
     });
     // A swap that the daemon before was in the middle of: from the first request on the view shows its target.
     let swap = shown.ahead.map(|tree| swap::Resumed::begin(&running, tree)).transpose()?;
-    if heir.is_some()
-        && let Some(device) = &running.device
-    {
+    if heir.is_some() {
         // Before anybody serves: what is being served would be asked twice.
-        notify::send_again(device).doing("asking the kernel for what was not answered")?;
+        notify::send_again(&running.device).doing("asking the kernel for what was not answered")?;
     }
     let serving =
         thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
@@ -408,7 +397,7 @@ pub fn serve(
     let _ = copier.join();
     drop(control);
     // Where the mount is still there, the next daemon needs the socket's place and what the mount says of itself.
-    let goes_on = estate.is_some() && running.device.as_ref().is_some_and(|d| !mount::has_ended(d));
+    let goes_on = estate.is_some() && !mount::has_ended(&running.device);
     if !goes_on {
         let _ = std::fs::remove_file(&socket);
     }
@@ -423,145 +412,6 @@ pub fn serve(
     }
     drop(shown.claims);
     result.doing("serving the mount")
-}
-
-/// What a mount shows, opened, and where.
-struct Shown {
-    point: PathBuf,
-    stack: Stack,
-    library: Option<Library>,
-    user: Option<UserLayer>,
-    version: Option<Digest>,
-    generation: u64,
-    /// The kernel itself refuses writes to what lies below.
-    sealed: bool,
-    /// See [`Settings::metacopy`].
-    metacopy: bool,
-    /// Held while the mount runs.
-    claims: Vec<Lock>,
-    /// What the desktop runs on by now, where the kernel was not told of that yet.
-    ahead: Option<Arc<Tree>>,
-    /// Its state still says that a swap is under way.
-    unfinished: bool,
-}
-
-fn shown(
-    request: &MountRequest,
-    store: &Store,
-    desktop: Option<&Desktop>,
-    heir: Option<&Estate>,
-) -> Result<Shown> {
-    let mut claims = Vec::new();
-    let (mut ahead, mut unfinished) = (None, false);
-    let (mut version, mut generation, user) = match (&request.subject, desktop) {
-        (Subject::Directories(layers), _) => return shown_directories(request, store, layers),
-        (Subject::Version { version, .. }, _) => (*version, 0, None),
-        (Subject::Desktop(_), Some(desktop)) => {
-            // Whoever holds the lock now may be waiting for the mount that goes on: then that is served first.
-            let held = if heir.is_none() { Some(desktop.lock()?) } else { None };
-            let mut state = desktop.state()?;
-            if state.complete_pending() {
-                log::info!("finishing the swap to {}", state.current.version);
-                match &held {
-                    Some(held) => desktop.write_state(&state, held)?,
-                    None => unfinished = true,
-                }
-            }
-            let user = if request.options.read_only && !desktop.user_layer()?.is_dir() {
-                return Err(Error::Failed(format!(
-                    "the user layer of {} cannot be read for a read-only mount",
-                    desktop.name
-                )));
-            } else {
-                // Before anything in it is cleared.
-                claims.push(match heir {
-                    Some(heir) => Lock::handed_on(heir.take(Key::UserLayer)?),
-                    None => super::overlay::claim_upper(&desktop.user_layer()?, &desktop.name)?,
-                });
-                UserLayer::open(desktop, request.options.attributes())?
-            };
-            (state.current.version, state.generation, Some(user))
-        }
-        (Subject::Desktop(_), None) => return Err(Error::Failed("no such desktop".into())),
-    };
-    let mut others = vec![store.root().to_path_buf()];
-    if let Some(desktop) = desktop {
-        others.push(desktop.layer_home()?);
-    }
-    if let Some((told, number)) = heir.and_then(Estate::told) {
-        generation = number;
-        if told != version {
-            ahead = Some(Tree::open(store, &version)?);
-            version = told;
-        }
-    }
-    let point = match heir.and_then(Estate::inherited) {
-        // It stands there, and nobody may look at it before it is served.
-        Some(entry) => entry.mountpoint.clone(),
-        None => check_mountpoint(&request.mountpoint, &others, false)?,
-    };
-    let stack = Stack::Version(Tree::open(store, &version)?);
-    let objects = Objects::open(store)?;
-    let sealed = objects.sealed;
-    let library = Some(Library { store: store.clone(), objects: Arc::new(objects) });
-    Ok(Shown {
-        point,
-        stack,
-        library,
-        user,
-        version: Some(version),
-        generation,
-        sealed,
-        metacopy: true,
-        claims,
-        ahead,
-        unfinished,
-    })
-}
-
-fn shown_directories(request: &MountRequest, store: &Store, layers: &Layers) -> Result<Shown> {
-    let mut layers = super::overlay::check(layers)?;
-    if request.options.read_only
-        && let Some((upper, _)) = &layers.upper
-        && super::overlay::is_read_only(upper)?
-    {
-        // Nothing can be prepared there, and nothing is to be written: it is one more layer.
-        let upper = upper.clone();
-        layers.lower.insert(0, upper);
-        layers.upper = None;
-    }
-    let layers = &layers;
-    let mut others = vec![store.root().to_path_buf()];
-    others.extend(layers.upper.iter().flat_map(|(upper, work)| [upper.clone(), work.clone()]));
-    let marks = Namespace::over_directories(layers.user_xattr);
-    // Opened before the mount is attached: a private clone of a layer's mount does not show what is attached later.
-    let stack = Directories::open(&layers.lower, marks, layers.oci_whiteouts)?;
-    if !stack.sealed {
-        others.extend(layers.lower.iter().cloned());
-    }
-    let point = check_mountpoint(&request.mountpoint, &others, true)?;
-    let (mut user, mut claims) = (None, Vec::new());
-    if let Some((upper, work)) = &layers.upper {
-        claims.push(super::overlay::claim_work(work)?);
-        claims.push(super::overlay::claim_upper(upper, "upperdir")?);
-        super::overlay::note_mount_point(work, &point)?;
-        user = Some(UserLayer::over_directories(upper, work, marks, request.options.attributes())?);
-    }
-    let sealed = stack.sealed;
-    let stack = Stack::Directories(Arc::new(stack));
-    Ok(Shown {
-        point,
-        stack,
-        library: None,
-        user,
-        version: None,
-        generation: 0,
-        sealed,
-        metacopy: layers.metacopy,
-        claims,
-        ahead: None,
-        unfinished: false,
-    })
 }
 
 fn source(request: &MountRequest) -> String {
@@ -584,40 +434,27 @@ fn make_session(
     source: &str,
     map_ids: bool,
     estate: Option<&Estate>,
-) -> Result<(Session<Adapter>, Attach, Option<OwnedFd>)> {
+) -> Result<(Session<Adapter>, Attach, OwnedFd)> {
     let options = &request.options;
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.clone_fd = false;
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.acl = acl;
+    if let Some(heir) = estate.filter(|e| e.inherited().is_some()) {
+        let device = heir.take(Key::Device)?;
+        let session = greet(adapter, &device, acl, config, heir)?;
+        return Ok((session, Box::new(|_| Ok(())), device));
+    }
     if !process::is_root() {
         if map_ids {
             return Err(Error::Refused("mapping ids needs root".into()));
         }
-        config.mount_options = vec![MountOption::FSName(source.into())];
-        if options.subtype {
-            config.mount_options.push(MountOption::Subtype("reroot".into()));
-        }
-        for (is, option) in [
-            (options.default_permissions, MountOption::DefaultPermissions),
-            (options.read_only, MountOption::RO),
-            (options.noexec, MountOption::NoExec),
-            (options.noatime, MountOption::NoAtime),
-        ] {
-            if is {
-                config.mount_options.push(option);
-            }
-        }
-        let session = Session::new(adapter, point, &config).map_err(|e| {
+        let device = mount::fuse_by_fusermount(point, &fusermount_options(options, source)).map_err(|e| {
             Error::Io(format!("mounting at {} (an ordinary user needs fusermount3)", point.display()), e)
         })?;
-        return Ok((session, Box::new(|_| Ok(())), None));
-    }
-    if let Some(heir) = estate.filter(|e| e.inherited().is_some()) {
-        let device = heir.take(Key::Device)?;
-        let session = greet(adapter, &device, acl, config, heir)?;
-        return Ok((session, Box::new(|_| Ok(())), Some(device)));
+        let session = begin(adapter, &device, acl, config, estate)?;
+        return Ok((session, Box::new(|_| Ok(())), device));
     }
     let how = mount::FuseMount {
         source: source.into(),
@@ -629,14 +466,7 @@ fn make_session(
     };
     let (device, detached) =
         mount::fuse_detached(&how).doing("making the FUSE mount (is the fuse module there?)")?;
-    let second = device.try_clone().doing("making the FUSE mount")?;
-    let session = match estate {
-        Some(estate) => {
-            estate.leave(Key::Device, &device);
-            greet(adapter, &device, acl, config, estate)?
-        }
-        None => Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")?,
-    };
+    let session = begin(adapter, &device, acl, config, estate)?;
     if map_ids {
         let identity = vec![(0, 0, u32::MAX)];
         let pick = |m: &Vec<(u32, u32, u32)>| if m.is_empty() { identity.clone() } else { m.clone() };
@@ -645,7 +475,42 @@ fn make_session(
         detached.map_ids(&space).doing("mapping ids (uidmap=, gidmap=)")?;
     }
     let attach = Box::new(move |point: &Path| detached.attach(point).at("mounting at", point));
-    Ok((session, attach, Some(second)))
+    Ok((session, attach, device))
+}
+
+/// What fusermount3 is told of a mount. It knows commas by a backslash before them.
+fn fusermount_options(options: &MountOptions, source: &str) -> String {
+    let mut words = vec![format!("fsname={}", source.replace('\\', "\\\\").replace(',', "\\,"))];
+    let flags = [
+        (options.subtype, "subtype=reroot"),
+        (options.allow_other, "allow_other"),
+        (options.default_permissions, "default_permissions"),
+        (options.read_only, "ro"),
+        (options.noexec, "noexec"),
+        (options.noatime, "noatime"),
+    ];
+    words.extend(flags.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.into()));
+    words.join(",")
+}
+
+/// The first session on a connection.
+fn begin(
+    adapter: Adapter,
+    device: &OwnedFd,
+    acl: SessionACL,
+    config: Config,
+    estate: Option<&Estate>,
+) -> Result<Session<Adapter>> {
+    match estate {
+        Some(estate) => {
+            estate.leave(Key::Device, device);
+            greet(adapter, device, acl, config, estate)
+        }
+        None => {
+            let device = device.try_clone().doing("making the FUSE mount")?;
+            Session::from_fd(adapter, device, acl, config).doing("greeting the kernel")
+        }
+    }
 }
 
 /// A session whose greeting can be repeated. The kernel greets once, and fuser's session expects that: so it hears the
@@ -746,7 +611,11 @@ fn unmount_on_signal(point: PathBuf, dev: Option<(u32, u32)>) -> Result<()> {
                     let _ = mount::unmount(&point, true);
                 }
                 Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                    let _ = std::process::Command::new("fusermount3").arg("-u").arg(&point).status();
+                    let fusermount =
+                        |how| std::process::Command::new("fusermount3").arg(how).arg(&point).status();
+                    if !fusermount("-u").is_ok_and(|s| s.success()) {
+                        let _ = fusermount("-uz");
+                    }
                 }
                 _ => {}
             }

@@ -28,12 +28,11 @@ const QUICK: Duration = Duration::from_secs(1);
 /// So many of those in a row, and the mount ends.
 const PATIENCE: u32 = 5;
 
-/// Whether a mount gets a supervisor: a desktop's or a version's that root makes. (Others make their mounts through
-/// fusermount3, which greets the kernel by itself; and the numbers of plain directories do not outlive their process.) Not
-/// the root of a machine: systemd spares only the one process that was started for that, and a program could not be looked
-/// for in its own mount.
+/// Whether a mount gets a supervisor: a desktop's and a version's. (The numbers of plain directories do not outlive their
+/// process.) Not the root of a machine: systemd spares only the one process that was started for that, and a program could
+/// not be looked for in its own mount.
 pub fn is_for(request: &MountRequest) -> bool {
-    process::is_root() && !matches!(request.subject, Subject::Directories(_)) && !request.options.root
+    !matches!(request.subject, Subject::Directories(_)) && !request.options.root
 }
 
 /// Who started a supervisor.

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -85,6 +86,31 @@ pub struct FuseMount {
     pub attributes: u64,
     /// The whole file system is read-only.
     pub read_only: bool,
+}
+
+/// Makes a FUSE mount for who is not root, through the set-uid program `fusermount3`, and attaches it: the connection to
+/// the kernel, which has not greeted yet. The error's text is that program's where it says something.
+pub fn fuse_by_fusermount(point: &Path, options: &str) -> io::Result<OwnedFd> {
+    let (ours, theirs) = super::pass::pair()?;
+    // It sends the descriptor over the socket whose number the variable names.
+    let done = Command::new("fusermount3")
+        .args(["-o", options, "--"])
+        .arg(point)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(theirs)
+        .output()?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+        return Err(io::Error::other(if said.is_empty() {
+            format!("fusermount3: {}", done.status)
+        } else {
+            said
+        }));
+    }
+    match super::pass::receive(&ours)? {
+        Some((_, Some(device))) => Ok(device),
+        _ => Err(io::Error::other("fusermount3 gave no connection to the kernel")),
+    }
 }
 
 /// Whether a FUSE device has a request that nobody took yet. Does not wait.
