@@ -31,7 +31,7 @@ use crate::union::listing::Listing;
 use crate::union::names::{Make, Replace};
 use crate::union::node::Node;
 use crate::union::{Answer, Fail, Pin, View};
-use servers::Serving;
+use again::Served;
 use values::*;
 
 pub use servers::Servers;
@@ -52,7 +52,7 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 pub struct Adapter {
     view: Arc<View>,
     /// The file that each inode with handles past the daemon has registered.
-    backings: Mutex<HashMap<u64, Backing>>,
+    backings: Arc<Mutex<HashMap<u64, Backing>>>,
     /// The connection to the kernel, for what fuser does not offer; there once the session is.
     device: Arc<OnceLock<OwnedFd>>,
     /// Something was changed since the last sync.
@@ -84,6 +84,15 @@ pub struct Line {
     pub notifier: Arc<OnceLock<Notifier>>,
     /// The connection itself.
     pub device: Arc<OnceLock<OwnedFd>>,
+    backings: Arc<Mutex<HashMap<u64, Backing>>>,
+}
+
+impl Line {
+    /// For these inodes an earlier daemon has registered a file, with its number. To be called before the first request.
+    pub fn inherit(&self, registered: Vec<(u64, u32)>) {
+        let registered = registered.into_iter().map(|(id, number)| (id, Backing::Inherited(number)));
+        self.backings.lock().extend(registered);
+    }
 }
 
 /// What a mount's options ask of its adapter.
@@ -107,8 +116,7 @@ enum Dirs {
 }
 
 impl Adapter {
-    /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices; `inherited` are
-    /// the inodes for which an earlier daemon registered a file, with its number.
+    /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices.
     pub fn new(
         view: Arc<View>,
         dirty: Arc<AtomicBool>,
@@ -116,14 +124,11 @@ impl Adapter {
         line: Line,
         servers: Arc<Servers>,
         manner: Manner,
-        inherited: Vec<(u64, u32)>,
     ) -> Adapter {
         let dirs = if manner.strict_times { Dirs::Read } else { Dirs::Kept };
         Adapter {
             view,
-            backings: Mutex::new(
-                inherited.into_iter().map(|(id, number)| (id, Backing::Inherited(number))).collect(),
-            ),
+            backings: line.backings,
             device: line.device,
             dirty,
             wake,
@@ -176,14 +181,19 @@ impl Adapter {
         }
     }
 
-    fn serve(&self, req: &Request) -> Serving<'_> {
-        self.servers.serve(req.pid(), false)
+    fn serve(&self, req: &Request) -> Served<'_> {
+        Served::new(self, req, false, libc::EIO)
     }
 
     /// For what takes long for what it does. Waiting for a disk alone does not count: whoever asked alone waits for it too,
     /// and where somebody else asks meanwhile, the others are let in after a tick.
-    fn serve_slowly(&self, req: &Request) -> Serving<'_> {
-        self.servers.serve(req.pid(), true)
+    fn serve_slowly(&self, req: &Request) -> Served<'_> {
+        Served::new(self, req, true, libc::EIO)
+    }
+
+    /// For what the kernel asks on its way along a path: it can begin that way again.
+    fn serve_on_the_way(&self, req: &Request) -> Served<'_> {
+        Served::new(self, req, false, libc::ESTALE)
     }
 
     fn changing(&self) {
@@ -305,7 +315,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _serving = self.serve(req);
+        let _serving = self.serve_on_the_way(req);
         let pin = self.view.pin();
         match self.view.lookup(&pin, parent.0, name.as_bytes()) {
             Ok(None) if matches!(name.as_bytes(), b"." | b"..") => reply.error(Errno::ENOENT),
@@ -320,7 +330,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _serving = self.serve(req);
+        let _serving = self.serve_on_the_way(req);
         let pin = self.view.pin();
         self.attributes(self.view.getattr(&pin, ino.0), reply);
     }
@@ -356,7 +366,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _serving = self.serve(req);
+        let _serving = self.serve_on_the_way(req);
         let pin = self.view.pin();
         match self.view.readlink(&pin, ino.0) {
             Ok(target) => reply.data(&target),
@@ -381,16 +391,18 @@ impl Filesystem for Adapter {
             libc::S_IFREG | 0 => Make::File,
             format => Make::Special(format, decode_rdev(rdev)),
         };
-        let made = self.view.make(&pin, parent.0, name.as_bytes(), what, mode, umask, caller(req));
-        self.entry(self.made(req, &pin, parent, name.as_bytes(), made), reply);
+        let name = name.as_bytes();
+        let make = || self.view.make(&pin, parent.0, name, what, mode, umask, caller(req));
+        self.entry(self.made(req, &pin, (parent, name), make), reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _serving = self.serve(req);
         self.changing();
         let pin = self.view.pin();
-        let made = self.view.make(&pin, parent.0, name.as_bytes(), Make::Dir, mode, umask, caller(req));
-        self.entry(self.made(req, &pin, parent, name.as_bytes(), made), reply);
+        let name = name.as_bytes();
+        let make = || self.view.make(&pin, parent.0, name, Make::Dir, mode, umask, caller(req));
+        self.entry(self.made(req, &pin, (parent, name), make), reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -419,8 +431,9 @@ impl Filesystem for Adapter {
         self.changing();
         let pin = self.view.pin();
         let what = Make::Symlink(target.as_os_str().as_bytes());
-        let made = self.view.make(&pin, parent.0, name.as_bytes(), what, 0o777, 0, caller(req));
-        self.entry(self.made(req, &pin, parent, name.as_bytes(), made), reply);
+        let name = name.as_bytes();
+        let make = || self.view.make(&pin, parent.0, name, what, 0o777, 0, caller(req));
+        self.entry(self.made(req, &pin, (parent, name), make), reply);
     }
 
     fn rename(
@@ -466,7 +479,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
-        let _serving = if writes { self.serve_slowly(req) } else { self.serve(req) };
+        let _serving = if writes { self.serve_slowly(req) } else { self.serve_on_the_way(req) };
         if self.opens_unasked {
             return reply.error(Errno::ENOSYS);
         }
@@ -517,8 +530,8 @@ impl Filesystem for Adapter {
         self.changing();
         let pin = self.view.pin();
         self.close_never_given(req);
-        let made = self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req));
-        match self.created(req, &pin, parent, name.as_bytes(), made) {
+        let create = || self.view.create(&pin, parent.0, name.as_bytes(), mode, umask, caller(req));
+        match self.made(req, &pin, (parent, name.as_bytes()), create) {
             Ok((node, attributes, opened)) => {
                 let (fh, generation) = (FileHandle(opened.fh), Generation(node.generation));
                 if matches!(opened.way, Way::Passed) {
@@ -634,7 +647,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _serving = self.serve(req);
+        let _serving = self.serve_on_the_way(req);
         let flags = match self.dirs {
             // The kernel asks no more, and opens every directory as kept.
             Dirs::Unasked => return reply.error(Errno::ENOSYS),

@@ -14,8 +14,8 @@ use super::MountRequest;
 use crate::error::{Doing, Error, Result};
 use crate::store::Digest;
 use crate::store::mounts::MountEntry;
-use crate::sys::pass;
 use crate::sys::shared::Shared;
+use crate::sys::{notify, pass};
 use crate::union::inherit::{self, Keeper, Slots};
 
 /// What is held, by name.
@@ -120,6 +120,8 @@ pub struct Estate {
     late: parking_lot::Mutex<Vec<Key>>,
     /// It was said that it does not hear.
     deaf: AtomicBool,
+    /// It is not there any more.
+    alone: AtomicBool,
 }
 
 /// Places of the notes, behind those of the view.
@@ -161,6 +163,7 @@ impl Estate {
             notes: OnceLock::new(),
             late: Default::default(),
             deaf: AtomicBool::new(false),
+            alone: AtomicBool::new(false),
         })
     }
 
@@ -201,24 +204,43 @@ impl Estate {
     fn leave_nameless(&self, id: u64, file: Option<BorrowedFd<'_>>) {
         let key = Key::Nameless(id);
         let mut late = self.late.lock();
+        if self.alone.load(Ordering::Relaxed) {
+            return;
+        }
         let now =
             |word: &Left, fd| pass::send_now(&self.socket, &serde_json::to_vec(word).unwrap_or_default(), fd);
+        let mut said = Ok(());
         while let Some(last) = late.last().copied() {
-            if now(&Left::LetGo(last), None).is_err() {
+            said = now(&Left::LetGo(last), None);
+            if said.is_err() {
                 break;
             }
             late.pop();
         }
-        let said = match file {
-            Some(file) => now(&Left::Keep(key), Some(file)),
-            None => now(&Left::LetGo(key), None).inspect_err(|_| late.push(key)),
-        };
+        if said.is_ok() {
+            said = match file {
+                Some(file) => now(&Left::Keep(key), Some(file)),
+                None => now(&Left::LetGo(key), None),
+            };
+        }
         match said {
             Ok(()) => self.deaf.store(false, Ordering::Relaxed),
-            Err(e) if !self.deaf.swap(true, Ordering::Relaxed) => {
-                log::warn!("the supervisor does not hear: {}", crate::error::words(&e));
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                if file.is_none() {
+                    late.push(key);
+                }
+                if !self.deaf.swap(true, Ordering::Relaxed) {
+                    log::warn!("the supervisor does not hear");
+                }
             }
-            Err(_) => {}
+            Err(e) => {
+                log::warn!(
+                    "the supervisor has ended, and no daemon follows this one: {}",
+                    crate::error::words(&e)
+                );
+                self.alone.store(true, Ordering::Relaxed);
+                *late = Vec::new();
+            }
         }
     }
 
@@ -282,6 +304,17 @@ impl Estate {
         (self.noted_bytes(HELLO), self.noted_bytes(ANSWER))
     }
 
+    /// Whether the kernel sends again what it was not answered, by the protocol version of its greeting. (For tests, no
+    /// with `REROOT_RESEND=no`.)
+    pub fn kernel_sends_again(&self) -> bool {
+        let (hello, _) = self.greeting();
+        // `struct fuse_in_header` has 40 bytes; the versions follow.
+        let number = |at: usize| Some(u32::from_ne_bytes(*hello.get(at..)?.first_chunk()?));
+        let version = number(40).zip(number(44));
+        version.is_some_and(|v| v >= notify::SENDS_AGAIN)
+            && std::env::var("REROOT_RESEND").as_deref() != Ok("no")
+    }
+
     /// Notes which file system the mount is, by its device number: so it is told from others at its mount point.
     pub fn note_device(&self, (major, minor): (u32, u32)) {
         if let Some(word) = self.words(PLACE, 1).first() {
@@ -291,8 +324,7 @@ impl Estate {
 
     /// What was noted of that.
     pub fn device(&self) -> Option<(u32, u32)> {
-        let word = self.words(PLACE, 1).first()?.load(Ordering::Acquire);
-        (word != 0).then_some(((word >> 32) as u32, word as u32))
+        device_of(self.words(PLACE, 1).first()?)
     }
 
     /// Notes that the kernel knows nothing that is not so in this version, which the view shows as this generation.
@@ -322,6 +354,18 @@ impl Estate {
         }
         Some((digest, number.load(Ordering::Acquire)))
     }
+}
+
+fn device_of(word: &AtomicU64) -> Option<(u32, u32)> {
+    let word = word.load(Ordering::Acquire);
+    (word != 0).then_some(((word >> 32) as u32, word as u32))
+}
+
+/// What a daemon has noted in such memory of the mount's device number. Where another program laid the memory out this may be
+/// any number, which no mount at its mount point has.
+pub fn device_noted(notes: &OwnedFd) -> Option<(u32, u32)> {
+    let memory = Shared::of(notes.try_clone().ok()?).ok()?;
+    device_of(memory.words().get(inherit::FREE + PLACE)?)
 }
 
 /// Holds files without a name, through the supervisor.

@@ -118,12 +118,13 @@ fn pieces(request: &MountRequest) -> Pieces {
 }
 
 /// The id under which a mount claims its place.
-fn mount_id(subject: &Subject) -> String {
+/// `process` is there as long as the mount is.
+fn mount_id(subject: &Subject, process: u32) -> String {
     match subject {
         Subject::Desktop(name) => name.clone(),
         // Dots never begin a desktop's name, so these cannot meet one.
-        Subject::Version { .. } => format!(".inspect-{}", process_id()),
-        Subject::Directories(_) => format!(".overlay-{}", process_id()),
+        Subject::Version { .. } => format!(".inspect-{process}"),
+        Subject::Directories(_) => format!(".overlay-{process}"),
     }
 }
 
@@ -181,7 +182,8 @@ pub fn serve(
 ) -> Result<()> {
     let store = super::overlay::home(request)?;
     let before = estate.as_ref().and_then(|e| e.inherited());
-    let id = before.map_or_else(|| mount_id(&request.subject), |entry| entry.id.clone());
+    let process = estate.as_ref().map_or_else(process_id, |estate| estate.task.supervisor);
+    let id = before.map_or_else(|| mount_id(&request.subject, process), |entry| entry.id.clone());
     let desktop = match &request.subject {
         Subject::Desktop(name) => Some(store.desktop(name)?),
         _ => None,
@@ -274,14 +276,9 @@ pub fn serve(
         Some(heir) => UnixListener::from(heir.take(Key::Listener)?),
         None => control::socket(&socket)?,
     };
-    let mut inherited = Vec::new();
     if let (Some(estate), Some(slots)) = (&estate, slots) {
         view.leave_to_heirs(slots, Arc::new(Holding(estate.clone())));
-        if heir.is_some() {
-            let trees = entry.versions.iter().filter_map(|v| Tree::open(&store, v).ok()).collect();
-            inherited = view.inherit(Inheritance { nameless: estate.take_nameless(), versions: trees });
-            log::info!("{id}: going on with what process {} served", before.map_or(0, |entry| entry.pid));
-        } else {
+        if heir.is_none() {
             estate.leave(Key::Claim, claim.lock());
             estate.leave(Key::Listener, &listener);
             if let Some(lock) = shown.claims.first() {
@@ -291,14 +288,14 @@ pub fn serve(
         }
     }
 
-    let dirty = Arc::new(AtomicBool::new(false));
+    // What the daemon before wrote last may not be on the disk yet.
+    let dirty = Arc::new(AtomicBool::new(heir.is_some()));
     let (wake, woken) = mpsc::channel();
     let map_ids = !request.options.uid_map.is_empty() || !request.options.gid_map.is_empty();
     let line = Line::default();
     let manner = Manner { map_ids, strict_times: request.options.strictatime };
     let servers = Arc::new(Servers::new(THREADS));
-    let adapter =
-        Adapter::new(view.clone(), dirty.clone(), wake, line.clone(), servers.clone(), manner, inherited);
+    let adapter = Adapter::new(view.clone(), dirty.clone(), wake, line.clone(), servers.clone(), manner);
     // A mount that is not made leaves no socket.
     let first = heir.is_none();
     let left = |_: &Error| {
@@ -309,6 +306,12 @@ pub fn serve(
     let (session, attach, device) =
         make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())
             .inspect_err(left)?;
+    if let Some(heir) = heir {
+        // Not before it is sure that this daemon can speak with the kernel: another one may have to read it too.
+        let trees = entry.versions.iter().filter_map(|v| Tree::open(&store, v).ok()).collect();
+        line.inherit(view.inherit(Inheritance { nameless: heir.take_nameless(), versions: trees }));
+        log::info!("{id}: going on with what process {} served", before.map_or(0, |entry| entry.pid));
+    }
     let _ = line.notifier.set(session.notifier());
     servers.listen_to(device.try_clone().doing("starting")?);
     let _ = line.device.set(device.try_clone().doing("starting")?);
@@ -326,9 +329,18 @@ pub fn serve(
     });
     // A swap that the daemon before was in the middle of: from the first request on the view shows its target.
     let swap = shown.ahead.map(|tree| swap::Resumed::begin(&running, tree)).transpose()?;
-    if heir.is_some() {
+    if let Some(estate) = &estate {
         // Before anybody serves: what is being served would be asked twice.
-        notify::send_again(&running.device).doing("asking the kernel for what was not answered")?;
+        match (estate.kernel_sends_again(), heir.is_some()) {
+            (true, true) => {
+                notify::send_again(&running.device).doing("asking the kernel for what was not answered")?;
+            }
+            (true, false) => {}
+            (false, _) => {
+                fail_what_was_lost(&running);
+                view.note_requests();
+            }
+        }
     }
     let serving =
         thread::Builder::new().name("session".into()).spawn(move || session.run()).doing("starting")?;
@@ -579,6 +591,25 @@ fn keep_house(running: &Running, dirty: &AtomicBool, woken: &mpsc::Receiver<()>,
 
 /// SIGTERM, SIGINT and SIGHUP unmount. Where the mount is in use it is detached, and the daemon goes on
 /// until the last user is gone.
+/// Answers what the daemon before had taken and not answered, where the kernel does not send that again: whoever asked would
+/// wait for ever. What was opened for it is closed.
+fn fail_what_was_lost(running: &Running) {
+    let lost = running.view.take_requests();
+    let near = |(number, error)| match notify::fail(&running.device, number, error) {
+        Ok(true) => {
+            for fh in running.view.never_given(number) {
+                let _ = running.view.release(fh);
+            }
+            running.view.drop_dirs_never_given(number);
+            log::warn!("a request was lost with the daemon before, and answered with error {error}");
+        }
+        // It was answered, or is not taken yet, or there is none of that number.
+        Ok(false) => {}
+        Err(e) => log::warn!("a request was lost with the daemon before: {}", crate::error::words(&e)),
+    };
+    lost.into_iter().for_each(near);
+}
+
 /// Says in the desktop's state that its swap is done.
 fn finish_swap(running: &Running) -> Result<()> {
     let Some(desktop) = &running.desktop else { return Ok(()) };

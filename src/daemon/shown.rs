@@ -55,7 +55,7 @@ pub fn shown(
         (Subject::Version { version, .. }, _) => (*version, 0, None),
         (Subject::Desktop(_), Some(desktop)) => {
             // Whoever holds the lock now may be waiting for the mount that goes on: then that is served first.
-            let held = if heir.is_none() { Some(desktop.lock()?) } else { None };
+            let held = if heir.is_none() { Some(desktop.lock()?) } else { desktop.lock_if_free()? };
             let mut state = desktop.state()?;
             if state.complete_pending() {
                 log::info!("finishing the swap to {}", state.current.version);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::estate::{Given, Left, Task, send};
+use super::estate::{self, Given, Key, Left, Task, send};
 use super::held::Held;
 use super::{MountRequest, Subject};
 use crate::error::{Doing, Error, Result};
@@ -50,10 +50,16 @@ pub fn supervise(
     parent: Parent,
     ready: impl FnOnce(&MountEntry),
 ) -> Result<Option<MountEntry>> {
-    let mut held = Held::new(parent == Parent::Service);
-    let before = if held.has_mount() { entry_before(request)? } else { None };
+    let mut held = match parent {
+        Parent::Service => Held::of_service()?,
+        Parent::Command => Held::nothing(),
+    };
+    let before = if held.has_mount() { entry_before(request, &held) } else { None };
     if before.is_none() {
         held.drop_all();
+        if parent == Parent::Service {
+            held = Held::of_service_anew()?;
+        }
     }
     let task = Task {
         request: request.clone(),
@@ -64,15 +70,33 @@ pub fn supervise(
     };
     let result = go_on(task, &mut held, ready);
     // The mount has ended, or ends with this.
-    held.drop_all();
+    match parent {
+        Parent::Service => held.drop_all(),
+        // With the process: whoever waits for the locks finds none left.
+        Parent::Command => std::mem::forget(held),
+    }
     result
 }
 
-/// What a supervisor that was killed left of a mount: what its daemon said of it.
-fn entry_before(request: &MountRequest) -> Result<Option<MountEntry>> {
-    let Subject::Desktop(name) = &request.subject else { return Ok(None) };
-    let entry = Store::open(&request.store)?.mounted(name)?;
-    Ok(entry.filter(|entry| entry.supervisor.is_some()))
+/// What a supervisor that was killed left of a mount: what its daemon said of it. `None`: nobody would find it, or it is not
+/// at its place any more.
+fn entry_before(request: &MountRequest, held: &Held) -> Option<MountEntry> {
+    let Subject::Desktop(name) = &request.subject else { return None };
+    let entry = Store::open(&request.store).and_then(|store| store.mounted(name));
+    let entry = entry.inspect_err(|e| log::warn!("{e}")).ok().flatten();
+    let entry = without_versions(entry.filter(|entry| entry.supervisor.is_some())?);
+    let noted = held.get(Key::Notes).and_then(estate::device_noted);
+    if noted.is_none() || mount::device_at(&entry.mountpoint) != noted {
+        log::warn!("what was mounted at {} is not there any more", entry.mountpoint.display());
+        return None;
+    }
+    log::info!("going on with the mount at {} as it was made", entry.mountpoint.display());
+    Some(entry)
+}
+
+/// They may be many, and each daemon reads them in the store.
+fn without_versions(entry: MountEntry) -> MountEntry {
+    MountEntry { versions: Default::default(), ..entry }
 }
 
 fn go_on(mut task: Task, held: &mut Held, ready: impl FnOnce(&MountEntry)) -> Result<Option<MountEntry>> {
@@ -90,15 +114,12 @@ fn go_on(mut task: Task, held: &mut Held, ready: impl FnOnce(&MountEntry)) -> Re
         })?;
         // A program that was put in the place of this one may be unfit to go on with the mount; this one is not.
         same = life.answered.is_none();
-        task.entry = life.entry.or(task.entry);
+        task.entry = life.entry.map(without_versions).or(task.entry);
         if life.well {
             return Ok(task.entry);
         }
         if task.entry.is_none() {
             return Err(life.failure);
-        }
-        if told_to_end && life.answered.is_none() {
-            return Err(Error::Failed(format!("{}; its mount ends, as it was told to", life.failure)));
         }
         if held.device().is_none() {
             return Err(Error::Failed(format!("{}; its mount is gone", life.failure)));
@@ -159,8 +180,11 @@ fn live(
         }
         send(&ours, &Given::Go, None)
     };
-    // One that has ended already is heard of below.
-    let _ = begin();
+    if let Err(e) = begin() {
+        // One that has ended already is heard of below; one that has not would wait.
+        log::error!("telling the daemon what to do: {}", crate::error::words(&e));
+        let _ = child.kill();
+    }
     let (mut answered, mut entry, mut failure) = (None, None, None);
     loop {
         let waiting = pass::wait(&[ours.as_fd(), signals.as_fd()]).doing("waiting for the daemon")?;
@@ -169,7 +193,11 @@ fn live(
             let mut signals = signals;
             let _ = signals.read(&mut [0; 64]);
             *told_to_end = true;
-            process::terminate(child.id());
+            held.leave_service();
+            // One that goes on with a mount listens to that once it serves, and ends the mount as it should.
+            if answered.is_some() || task.entry.is_none() {
+                process::terminate(child.id());
+            }
         }
         if !daemon {
             continue;

@@ -9,13 +9,31 @@ use std::sync::Arc;
 use fuser::{INodeNo, Request};
 
 use super::Adapter;
-use super::values::{caller, first, is_again};
+use super::servers::Serving;
+use super::values::{first, is_again};
 use crate::sys::xattr::Set;
 use crate::union::attributes::Attributes;
-use crate::union::data::Opened;
+use crate::union::inherit::Noted;
 use crate::union::names::Replace;
 use crate::union::node::{BORN, Node};
 use crate::union::{Answer, Fail, Pin};
+
+/// A request that is being served. Dropped after its answer.
+pub(super) struct Served<'a> {
+    // In this order: who takes the next request is not to find this one noted.
+    _noted: Option<Noted<'a>>,
+    _serving: Serving<'a>,
+}
+
+impl<'a> Served<'a> {
+    /// `lost` is what it is answered if this daemon ends before its answer, and the kernel does not send it again.
+    pub(super) fn new(adapter: &'a Adapter, req: &Request, slow: bool, lost: i32) -> Served<'a> {
+        Served {
+            _noted: adapter.view.note_request(req.unique().0, lost),
+            _serving: adapter.servers.serve(req.pid(), slow),
+        }
+    }
+}
 
 type Found = (Arc<Node>, Attributes);
 
@@ -29,42 +47,26 @@ impl Adapter {
         }
     }
 
-    /// What was to be made at a name, where it is there.
-    pub(super) fn made(
+    /// Makes something at a name. What an earlier daemon made there and did not live to answer may have no owner and no
+    /// mode yet: it is made anew. Nobody else has seen it: the kernel has held the directory's lock since.
+    pub(super) fn made<T>(
         &self,
         req: &Request,
         pin: &Pin,
-        parent: INodeNo,
-        name: &[u8],
-        result: Answer<Found>,
-    ) -> Answer<Found> {
-        match result {
-            Err(Fail(libc::EEXIST)) if is_again(req) => match self.view.lookup(pin, parent.0, name)? {
-                Some(found) if found.0.id >= BORN => Ok(found),
-                _ => Err(Fail(libc::EEXIST)),
-            },
-            result => result,
-        }
-    }
-
-    /// The same for a file that is to be open.
-    pub(super) fn created(
-        &self,
-        req: &Request,
-        pin: &Pin,
-        parent: INodeNo,
-        name: &[u8],
-        result: Answer<(Arc<Node>, Attributes, Opened)>,
-    ) -> Answer<(Arc<Node>, Attributes, Opened)> {
-        if !is_again(req) || !matches!(result, Err(Fail(libc::EEXIST))) {
-            return result;
-        }
-        match self.view.lookup(pin, parent.0, name)? {
-            Some((node, attributes)) if node.id >= BORN && node.is_file() => {
-                let opened = self.view.open(pin, node.id, libc::O_RDWR, caller(req))?;
-                Ok((node, attributes, opened))
+        (parent, name): (INodeNo, &[u8]),
+        make: impl Fn() -> Answer<T>,
+    ) -> Answer<T> {
+        match make() {
+            Err(Fail(libc::EEXIST)) if is_again(req) => {
+                match self.view.item(pin, parent.0, name)? {
+                    Some((node, _)) if node.id < BORN => return Err(Fail(libc::EEXIST)),
+                    Some((node, _)) if node.is_dir() => self.view.rmdir(pin, parent.0, name)?,
+                    Some(_) => self.view.unlink(pin, parent.0, name)?,
+                    None => {}
+                }
+                make()
             }
-            _ => Err(Fail(libc::EEXIST)),
+            result => result,
         }
     }
 

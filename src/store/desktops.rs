@@ -117,6 +117,12 @@ impl Desktop {
         lock::wait(&self.dir.join("lock"), Share::Exclusive).at("locking", self.dir.join("lock"))
     }
 
+    /// As [`Desktop::lock`], without waiting; `None` while somebody else holds it.
+    pub fn lock_if_free(&self) -> Result<Option<Lock>> {
+        let path = self.dir.join("lock");
+        lock::attempt(&path, Share::Exclusive).at("locking", path)
+    }
+
     /// Held while a virtual machine runs on it; `None` if one does already. Taken before every other lock.
     pub fn claim_machine(&self) -> Result<Option<Lock>> {
         let path = self.dir.join("vm.lock");

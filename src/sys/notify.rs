@@ -47,6 +47,23 @@ pub fn send_again(device: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// The first protocol version of the kernel's whose [`send_again`] does something.
+pub const SENDS_AGAIN: (u32, u32) = (7, 40);
+
+/// Answers a request with an error, by its number; `false` where it was answered already.
+pub fn fail(device: impl AsFd, request: u64, error: i32) -> io::Result<bool> {
+    let mut head = [0u8; 16];
+    let fields: [&[u8]; 3] = [&16u32.to_ne_bytes(), &(-error).to_ne_bytes(), &request.to_ne_bytes()];
+    for (to, from) in head.iter_mut().zip(fields.into_iter().flatten()) {
+        *to = *from;
+    }
+    match rustix::io::write(device, &head) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// `FUSE_UNIQUE_RESEND`: the bit of a request's number that says so.
 pub const SENT_AGAIN: u64 = 1 << 63;
 

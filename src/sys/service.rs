@@ -11,9 +11,11 @@ pub fn ready() -> io::Result<()> {
     notify(&[NotifyState::Ready])
 }
 
-/// Gives it a descriptor to hold, under a name. As long as it holds that, a next process of the service is given it.
+/// Gives it a descriptor to hold, under a name. As long as it holds that, a next process of the service is given it. It
+/// does not wait for events on it: it could not for one that is a path only, and FUSE's device has many. May wait for it.
 pub fn hold(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
-    notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[fd])
+    let unwatched = NotifyState::Custom("FDPOLL=0");
+    notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name), unwatched], &[fd])
 }
 
 /// It need not hold what has that name.

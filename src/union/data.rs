@@ -357,6 +357,7 @@ impl View {
     /// Forgets nodes that nobody needs.
     pub fn sweep(&self) {
         self.nodes.sweep();
+        self.drop_places();
     }
 
     /// How many nodes are in memory.

@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -38,8 +38,11 @@ const EXCHANGES: usize = 4;
 const ROWS: usize = 16;
 /// In place of a request: somebody is about to write the row.
 const TAKEN: u64 = u64::MAX;
+/// Requests that are being served, one for each thread, where the kernel does not send them again: number and answer.
+const SERVED: usize = EXCHANGES + ROWS * 3;
+const SERVERS: usize = 32;
 /// The first word that is not the slots'.
-pub const FREE: usize = EXCHANGES + ROWS * 3;
+pub const FREE: usize = SERVED + SERVERS * 2;
 /// A slot's words: the handle (0: the slot is free), the node, the request that opened it, how it is open.
 const WIDTH: usize = 4;
 /// So many can be open. What is opened beyond is served as well, and does not outlive its daemon.
@@ -73,6 +76,8 @@ pub(crate) struct Slot {
 pub struct Slots {
     memory: Shared,
     free: Mutex<Free>,
+    /// Requests are noted while they are served.
+    notes_requests: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +99,7 @@ pub trait Keeper: std::fmt::Debug + Send + Sync {
 impl Slots {
     /// The slots in such memory, with what an earlier daemon left there. `None`: another program laid it out.
     pub fn new(memory: Shared) -> Option<Slots> {
-        let slots = Slots { memory, free: Mutex::default() };
+        let slots = Slots { memory, free: Mutex::default(), notes_requests: AtomicBool::new(false) };
         let layout = slots.memory.words().get(LAYOUT).filter(|_| slots.memory.words().len() >= WORDS)?;
         let before = layout.compare_exchange(0, THIS_LAYOUT, Ordering::AcqRel, Ordering::Acquire);
         if before.is_err_and(|layout| layout != THIS_LAYOUT) {
@@ -173,9 +178,13 @@ impl Slots {
         self.free.lock().again.push(at);
     }
 
+    fn served(&self) -> impl Iterator<Item = &[AtomicU64]> {
+        self.memory.words().get(SERVED..FREE).unwrap_or_default().chunks_exact(2)
+    }
+
     /// The rows of exchanges.
     fn rows(&self) -> impl Iterator<Item = &[AtomicU64]> {
-        self.memory.words().get(EXCHANGES..FREE).unwrap_or_default().chunks_exact(3)
+        self.memory.words().get(EXCHANGES..SERVED).unwrap_or_default().chunks_exact(3)
     }
 
     /// The row of an exchange.
@@ -215,6 +224,29 @@ impl Slots {
         };
         (0..used).filter_map(read).collect()
     }
+}
+
+/// A request that is noted while it is served; its number stays, as that of one that was answered.
+#[derive(Debug)]
+pub struct Noted<'a>(&'a AtomicU64);
+
+/// In a request's number: it was answered. (The kernel counts by two.)
+const ANSWERED: u64 = 1;
+/// So many requests before and after the last one that was noted may have been read from the kernel and not noted.
+const UNNOTED: u64 = 2000;
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_or(ANSWERED, Ordering::Release);
+    }
+}
+
+thread_local! {
+    /// Which of the served requests is this thread's.
+    static SERVER: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    };
 }
 
 /// What a daemon takes over of another's view.
@@ -299,6 +331,10 @@ impl View {
         self.inherited.store(true, Ordering::Relaxed);
         let Some(slots) = self.slots.get() else { return Vec::new() };
         let pin = self.pin();
+        // Nobody is writing one.
+        for row in slots.rows() {
+            let _ = row.first().map(|r| r.compare_exchange(TAKEN, 0, Ordering::AcqRel, Ordering::Acquire));
+        }
         let open = slots.all();
         // All of them: of those that were handed on one may have its name still.
         let mut found = self.find_all(&pin, &open.iter().map(|(_, slot)| slot.id).collect());
@@ -309,8 +345,9 @@ impl View {
                 None => match self.without_name(&pin, slot.id, &mut from) {
                     Ok(node) => node,
                     Err(e) => {
+                        // It may be there for the next daemon: its slot stays.
                         log::error!("an open file, number {}, of the daemon before: error {}", slot.id, e.0);
-                        None
+                        continue;
                     }
                 },
             };
@@ -322,7 +359,7 @@ impl View {
             found.insert(slot.id, node.clone());
             if remembered.insert(slot.id) {
                 // The kernel says when it forgets it; once is the least that it was given it.
-                self.nodes.remember(&node, 0);
+                self.nodes.remember_inherited(&node);
             }
             if slot.directory {
                 self.listings.inherit(slot.fh, node, at, slot.request);
@@ -336,6 +373,42 @@ impl View {
         // Nobody had these open any more.
         from.nameless.into_keys().for_each(|id| self.not_handed_on(id));
         backings.into_iter().collect()
+    }
+
+    /// From now on requests are noted while they are served: the kernel does not send them again.
+    pub fn note_requests(&self) {
+        if let Some(slots) = self.slots.get() {
+            slots.notes_requests.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that this thread serves a request, until what this returns is dropped; and the error that the request is
+    /// answered with if that never happens.
+    pub fn note_request(&self, request: u64, lost: i32) -> Option<Noted<'_>> {
+        let slots = self.slots.get().filter(|s| s.notes_requests.load(Ordering::Relaxed))?;
+        let at = SERVER.with(|server| *server);
+        let [number, answer] = slots.served().nth(at)? else { return None };
+        answer.store(lost as u64, Ordering::Release);
+        number.store(request, Ordering::Release);
+        Some(Noted(number))
+    }
+
+    /// Requests that an earlier daemon had when it ended, and the errors to answer them with: those that it served, and then
+    /// all numbers near the last one, of which it may have read one from the kernel and done nothing.
+    pub fn take_requests(&self) -> Vec<(u64, i32)> {
+        let Some(slots) = self.slots.get() else { return Vec::new() };
+        let (mut all, mut last) = (Vec::new(), 0);
+        for words in slots.served() {
+            let [number, answer] = words else { continue };
+            let request = number.swap(0, Ordering::AcqRel);
+            last = last.max(request & !ANSWERED);
+            if request != 0 && request & ANSWERED == 0 {
+                all.push((request, answer.load(Ordering::Acquire) as i32));
+            }
+        }
+        let near = (last.saturating_sub(UNNOTED * 2)..last + UNNOTED * 2).step_by(2);
+        all.extend(near.filter(|_| last != 0).map(|number| (number, libc::ESTALE)));
+        all
     }
 
     /// Handles that were opened for a request which was never answered: it comes again, and opens others.
@@ -378,9 +451,9 @@ impl View {
 
     /// Finds nodes by their numbers: those of the stack by themselves, the others in one walk through the user layer.
     fn find_all(&self, pin: &Pin, wanted: &HashSet<u64>) -> HashMap<u64, Arc<Node>> {
-        let _names = self.names.read();
         let (mut found, mut left) = (HashMap::new(), Vec::new());
         for id in wanted.iter().copied() {
+            let _names = self.names.read();
             match self.find_by_path(pin, id) {
                 Ok(Some(node)) => {
                     found.insert(id, node);

@@ -374,6 +374,15 @@ impl Nodes {
         }
     }
 
+    /// The kernel was given the node by somebody else, once at least, and says when it forgets it.
+    pub fn remember_inherited(&self, node: &Arc<Node>) {
+        if node.id != ROOT {
+            let mut known = self.known.lock();
+            let entry = known.entry(node.id).or_insert_with(|| Known::new(node.clone()));
+            entry.lookups = entry.lookups.max(1);
+        }
+    }
+
     /// The kernel forgot the node `count` times.
     pub fn forget(&self, id: u64, count: u64) {
         let _closing = self.closing.read();
@@ -387,10 +396,9 @@ impl Nodes {
         while let Some(id) = next.take() {
             let free = known.get(&id).is_some_and(|k| k.lookups == 0 && Arc::strong_count(&k.node) == 1);
             if free && let Some(entry) = known.remove(&id) {
-                if let Some((parent, name)) = entry.node.state().names.pop() {
-                    self.places.note(id, parent.id, &name);
-                    next = Some(parent.id);
-                }
+                let place = entry.node.state().names.pop();
+                self.places.note(id, place.as_ref().map(|(parent, name)| (parent.id, &**name)));
+                next = place.map(|(parent, _)| parent.id);
                 dropped.push(entry.node);
             }
         }
@@ -405,16 +413,16 @@ impl Nodes {
 
     /// Drops nodes that nobody needs: those that a request held when the kernel forgot them.
     pub fn sweep(&self) {
-        self.places.drop_unused();
         loop {
             let mut dropped = Vec::new();
             let mut known = self.known.lock();
             known.retain(|_, k| {
                 let keep = k.lookups > 0 || Arc::strong_count(&k.node) > 1;
                 if !keep {
-                    if let Some((parent, name)) = k.node.state().names.first() {
-                        self.places.note(k.node.id, parent.id, name);
-                    }
+                    let state = k.node.state();
+                    let place = state.names.first().map(|(parent, name)| (parent.id, &**name));
+                    self.places.note(k.node.id, place);
+                    drop(state);
                     dropped.push(k.node.clone());
                 }
                 keep

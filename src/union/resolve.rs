@@ -679,15 +679,18 @@ impl View {
         let node = self.find_again(pin, id)?;
         if self.inherited.load(Ordering::Relaxed) {
             // The kernel has it from an earlier daemon, and says when it forgets it.
-            self.nodes.remember(&node, 0);
+            self.nodes.remember_inherited(&node);
         }
         Ok(node)
     }
 
     /// The node of a number that the kernel may have forgotten, and asks for by a file handle.
     fn find_again(&self, pin: &Pin, id: u64) -> Answer<Arc<Node>> {
-        let _names = self.names.read();
-        let found = match self.find_by_path(pin, id)? {
+        let by_path = {
+            let _names = self.names.read();
+            self.find_by_path(pin, id)?
+        };
+        let found = match by_path {
             Some(node) => Some(node),
             None => self.find_in_user_layer(pin, id)?,
         };

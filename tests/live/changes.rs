@@ -1,16 +1,19 @@
 //! Changes that are under way when the daemon ends.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, XattrFlags, removexattr, renameat_with, setxattr};
 
 use crate::common::desk::desk;
-use crate::common::successor::kill_again_and_again;
+use crate::common::successor::{daemon, kill_again_and_again};
 use crate::common::tree::{self, Item};
+use crate::common::{Program, Scratch, require_root, within};
 
 const KILLS: usize = 12;
 const THREADS: u64 = 4;
@@ -88,6 +91,101 @@ fn every_change_is_made_once_whenever_the_daemon_ends() {
                 let left: Vec<_> =
                     fs::read_dir(desk.at(t.to_string())).unwrap().map(|e| e.unwrap().file_name()).collect();
                 assert_eq!(left, ["there"]);
+            }
+        },
+    );
+}
+
+/// A kernel before 6.9 does not send again what the dead daemon had taken: it fails. Nobody waits for ever.
+#[test]
+fn where_the_kernel_does_not_send_again_what_was_lost_fails_and_nobody_waits() {
+    require_root();
+    let scratch = Scratch::new();
+    let program = Program::new(&scratch).with_env("REROOT_RESEND", "no");
+    tree::import(&scratch, &program, "os:1", None, |dir| {
+        tree::write(dir, &[("there", Item::File(b"stack"))])
+    });
+    program.ok(&["create", "d", "os:1"]);
+    let mount = program.mount("d", scratch.mnt());
+    let (point, of) = (mount.path().to_path_buf(), program.clone());
+    let lost = within(Duration::from_secs(120), "everybody", move || {
+        let (stop, lost) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for t in 0..THREADS {
+                let (stop, lost, point) = (&stop, &lost, &point);
+                scope.spawn(move || {
+                    let text = t.to_string();
+                    while !stop.load(Ordering::Relaxed) {
+                        let ways = [
+                            fs::metadata(point.join("there")).map(drop),
+                            File::open(point.join("there")).map(drop),
+                            fs::write(point.join(&text), &text),
+                            fs::read(point.join(&text)).map(drop),
+                            fs::remove_file(point.join(&text)),
+                        ];
+                        for (way, result) in ways.into_iter().enumerate() {
+                            match result {
+                                Ok(()) => {}
+                                // Made, or removed, and not told so.
+                                Err(e) if e.kind() == io::ErrorKind::NotFound && way > 2 => {}
+                                Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::ESTALE)) => {
+                                    lost.fetch_add(1, Ordering::Relaxed);
+                                }
+                                Err(e) => {
+                                    stop.store(true, Ordering::Relaxed);
+                                    panic!("way {way}: {e}");
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+            let killed = kill_again_and_again(&of, "d", KILLS, &stop);
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(killed, KILLS);
+        });
+        lost.into_inner()
+    });
+    assert!(lost <= THREADS * KILLS as u64, "{lost}");
+    assert_eq!(mount.sh("cat there; echo more >>there; cat there"), "stackstackmore");
+    mount.umount();
+}
+
+/// What a daemon made and did not live to give to its owner is not what its owner is told was made.
+#[test]
+fn what_was_made_in_part_is_made_anew_for_its_owner() {
+    desk(
+        "",
+        |dir| tree::write(dir, &[("there", Item::File(b"stack"))]),
+        |desk| {
+            fs::create_dir(desk.at("pub")).unwrap();
+            fs::set_permissions(desk.at("pub"), fs::Permissions::from_mode(0o777)).unwrap();
+            for (script, is) in [
+                ("umask 077; : >pub/new", "1234 600"),
+                ("umask 022; mkdir pub/new; : >pub/new/in; rm pub/new/in", "1234 755"),
+                ("umask 027; mkfifo pub/new", "1234 640"),
+                ("ln -s target pub/new", "1234 777"),
+            ] {
+                let pid = daemon(&desk.program, "d").to_string();
+                let mut strace = Command::new("strace")
+                    .args(["-f", "-p", &pid, "-o", "/dev/null", "-e", "trace=fchown,fchownat,lchown,chown"])
+                    .args(["-e", "inject=fchown,fchownat,lchown,chown:signal=KILL:when=1"])
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                // It says so when it is there.
+                let mut said = BufReader::new(strace.stderr.take().unwrap());
+                let mut line = String::new();
+                said.read_line(&mut line).unwrap();
+                assert!(line.contains("attached"), "{line}");
+                let answer = desk.sh_as_user(script);
+                answer.ok();
+                strace.wait().unwrap();
+                let seen = desk.sh("stat -c '%u %a' pub/new");
+                assert_eq!(seen, is, "{script}");
+                assert_ne!(daemon(&desk.program, "d").to_string(), pid, "{script}: nobody was killed");
+                desk.sh("rm -r pub/new");
+                std::thread::sleep(Duration::from_millis(1100));
             }
         },
     );
