@@ -10,6 +10,7 @@ mod common;
 mod boot;
 mod ends;
 mod guest;
+mod handles;
 mod libvirt;
 mod many;
 mod story;
