@@ -307,3 +307,11 @@ pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), "--", &pid.to_string()]).status();
     assert!(status.unwrap().success(), "kill -{name} {pid}");
 }
+
+/// Sends a signal to a process that may have ended.
+pub fn signal_if_there(pid: u32, name: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{name}"), "--", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+}
