@@ -13,7 +13,7 @@ use crate::common::scratch::mount_type;
 use crate::common::{Answer, Program, Scratch, require_root};
 
 /// How long one step of a guest may take. Most take two seconds on an idle machine.
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(480);
 
 /// What the guests of most tests run. Words that stand on the console after `GUEST` are its answers.
 const QUICK_INIT: &str = r#"#!/bin/sh
