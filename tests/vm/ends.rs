@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::scratch::mount_type;
 use crate::common::successor::replace_daemon;
-use crate::guest::{Guest, Home, LIMIT, signal};
+use crate::guest::{Guest, Home, LIMIT, signal, signal_if_there};
 
 #[test]
 fn each_end_of_a_machine_has_its_status_and_leaves_nothing() {
@@ -129,11 +129,4 @@ fn mounted_already(home: &Home) {
     assert_eq!(mount_type(&home.scratch.mnt()), None);
     mount.umount();
     home.assert_clean();
-}
-
-fn signal_if_there(pid: u32, name: &str) {
-    let _ = std::process::Command::new("kill")
-        .args([&format!("-{name}"), "--", &pid.to_string()])
-        .stderr(std::process::Stdio::null())
-        .status();
 }

@@ -12,8 +12,8 @@ use crate::common::program::run;
 use crate::common::scratch::mount_type;
 use crate::common::{Answer, Program, Scratch, require_root};
 
-/// How long one step of a guest may take. It takes two seconds on an idle machine.
-pub const LIMIT: Duration = Duration::from_secs(120);
+/// How long one step of a guest may take. Most take two seconds on an idle machine.
+pub const LIMIT: Duration = Duration::from_secs(480);
 
 /// What the guests of most tests run. Words that stand on the console after `GUEST` are its answers.
 const QUICK_INIT: &str = r#"#!/bin/sh
@@ -37,6 +37,7 @@ for word in $do; do
       done
       say "has worked" ;;
     fill) dd if=/dev/zero of=/root/filler bs=1M 2>/dev/null || say "the disk is full"; sync ;;
+    exercise) /usr/local/sbin/exercise >/root/log 2>&1 || { say "the exercise failed: $(tail -3 /root/log)"; trigger o; } ;;
     spin) say "writes"; while :; do echo x >>/root/endless; done ;;
     count) n=0 failed=0; exec 3>/root/goes; rm /root/goes
       while [ ! -e /root/enough ]; do
@@ -65,6 +66,14 @@ pub fn unpack(name: &str, to: &Path) {
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(to).args(["--xattrs", "--xattrs-include=*", "-xpf"]).arg(archive);
     run(&mut tar, LIMIT).ok();
+}
+
+/// The virtiofsd in Rust, which `scripts/setup test` builds.
+pub fn rust_virtiofsd() -> PathBuf {
+    let target = Path::new(env!("CARGO_BIN_EXE_reroot")).ancestors().nth(2).unwrap();
+    let program = target.join("tools/bin/virtiofsd");
+    assert!(program.exists(), "{} is not there: run `scripts/setup test`", program.display());
+    program
 }
 
 /// Starts `/usr/local/sbin/service` in a guest that runs systemd.
@@ -307,4 +316,12 @@ impl Drop for Guest {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), "--", &pid.to_string()]).status();
     assert!(status.unwrap().success(), "kill -{name} {pid}");
+}
+
+/// Sends a signal to a process that may have ended.
+pub fn signal_if_there(pid: u32, name: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{name}"), "--", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
 }

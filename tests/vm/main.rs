@@ -7,10 +7,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod beside;
 mod boot;
 mod ends;
 mod guest;
+mod handles;
 mod libvirt;
+#[path = "../../benches/guests/machine.rs"]
+mod machine;
 mod many;
 mod story;
 mod units;

@@ -1,9 +1,10 @@
 //! What virtual machines are for: upgrades and rollbacks of a guest's root that keep what its user wrote.
 
 use std::fs;
+use std::path::Path;
 
 use crate::common::program::run;
-use crate::guest::{Guest, Home, LIMIT};
+use crate::guest::{Guest, Home, LIMIT, UNIT};
 
 #[test]
 fn a_guests_files_outlive_a_broken_upgrade_and_its_rollback() {
@@ -97,26 +98,21 @@ say "six times seven is $(echo '6 * 7' | bc), cron is $(systemctl is-enabled cro
 date +%s >>/root/boots
 journalctl --sync
 say "journal: $(journalctl -b -o cat _PID=1 | grep -c .)"
+[ ! -e /usr/local/sbin/exercise ] || /usr/local/sbin/exercise
 echo all well
 "#;
 
-const UNIT: &str = "[Unit]
-Description=What this test is about
-[Service]
-Type=simple
-ExecStart=/usr/local/sbin/service
-[Install]
-WantedBy=multi-user.target
-";
+/// Puts that into a system.
+pub fn install(root: &Path) {
+    fs::write(root.join("usr/local/sbin/service"), SERVICE).unwrap();
+    fs::write(root.join("etc/systemd/system/service.service"), UNIT).unwrap();
+    let script = "chmod 755 usr/local/sbin/service; chroot . systemctl enable -q service.service; mkdir -p var/log/journal";
+    crate::common::sh(root, script).ok();
+}
 
 #[test]
 fn systemd_comes_up_and_real_packages_install_in_a_guest() {
-    let home = Home::with(|root| {
-        fs::write(root.join("usr/local/sbin/service"), SERVICE).unwrap();
-        fs::write(root.join("etc/systemd/system/service.service"), UNIT).unwrap();
-        let script = "chmod 755 usr/local/sbin/service; chroot . systemctl enable -q service.service; mkdir -p var/log/journal";
-        crate::common::sh(root, script).ok();
-    });
+    let home = Home::with(install);
     for boot in 1..=2 {
         let mut guest = Guest::start(&mut home.plain_command(&["--append", "quiet", "--memory", "768M"]));
         let up = guest.until("GUEST system is");

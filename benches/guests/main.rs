@@ -1,9 +1,14 @@
-//! What many virtual machines on one version cost a host: `cargo bench --bench guests [-- N]`, as root; N guests, 10
-//! where nothing is said. Needs the Debian that `scripts/setup test` makes.
+//! What virtual machines on desktops cost; as root, with the Debian that `scripts/setup test` makes.
 //!
-//! Caches are dropped, then one guest after the other boots to user space and waits, each on a desktop of its own. After
+//! `cargo bench --bench guests [-- N]`: N guests on one version, 10 where nothing is said. Caches are dropped, then one
+//! guest after the other boots to user space and waits, each on a desktop of its own. After
 //! each the host's memory is looked at: the page cache of files (which holds what guests read of the version), and what
 //! the processes of that guest hold for themselves.
+//!
+//! `cargo bench --bench guests -- boot [ROUNDS]`: the time to user space beside the same machine on other roots, [`boot`].
+
+mod boot;
+mod machine;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -47,28 +52,54 @@ impl Host {
         assert!(out.status.success(), "reroot {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     }
 
-    fn import(&self) {
+    /// Unpacks the Debian, with `init` as `/sbin/bench-init`.
+    fn unpack(&self, init: &str) -> PathBuf {
         let system = self.dir.join("system");
         let tar = Path::new(REROOT).ancestors().nth(2).expect("target").join("tools/guest.tar");
         assert!(tar.exists(), "{} is not there: run `scripts/setup test`", tar.display());
         let unpack = Command::new("tar").arg("-C").arg(&system).arg("-xpf").arg(&tar).status();
         assert!(unpack.is_ok_and(|s| s.success()), "{}", tar.display());
-        let init = system.join("sbin/bench-init");
-        fs::write(&init, INIT).expect("init");
-        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).expect("init");
+        let file = system.join("sbin/bench-init");
+        fs::write(&file, init).expect("init");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("init");
+        system
+    }
+
+    fn import(&self) {
+        let system = self.unpack(INIT);
         self.run(&["import", "dir:system", "debian:1"]);
         fs::remove_dir_all(&system).expect("removing the source");
+    }
+
+    /// Ends the guests.
+    fn end(&mut self) {
+        for guest in &mut self.guests {
+            // The second signal does not wait for the guest.
+            for _ in 0..600 {
+                let _ = Command::new("kill").arg(guest.id().to_string()).stderr(Stdio::null()).status();
+                if guest.try_wait().is_ok_and(|s| s.is_some()) {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+        self.guests.clear();
     }
 
     /// Boots a guest; seconds to its user space.
     fn boot(&mut self, number: usize) -> f64 {
         let name = format!("guest-{number}");
         self.run(&["create", &name, "debian:1"]);
-        let begin = Instant::now();
         let words = "init=/sbin/bench-init quiet";
+        self.start(&name, &["--memory", "256M", "--cache", "always", "--append", words])
+    }
+
+    /// Starts a guest on a desktop; seconds to its user space.
+    fn start(&mut self, desktop: &str, args: &[&str]) -> f64 {
+        let begin = Instant::now();
         let mut child = self
-            .command(&["vm", "run", &name, "--memory", "256M", "--cache", "always", "--append", words])
-            .env("REROOT_GUEST", &name)
+            .command(&[&["vm", "run", desktop], args].concat())
+            .env("REROOT_GUEST", desktop)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -86,17 +117,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        for guest in &mut self.guests {
-            // The second signal does not wait for the guest.
-            for _ in 0..600 {
-                let _ = Command::new("kill").arg(guest.id().to_string()).stderr(Stdio::null()).status();
-                if guest.try_wait().is_ok_and(|s| s.is_some()) {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
-        }
-        let _ = fs::remove_dir_all(&self.dir);
+        self.end();
+        // Where a measurement failed in between.
+        let _ = self.command(&["umount", "d"]).output();
+        let _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&self.dir).status();
     }
 }
 
@@ -137,8 +161,17 @@ fn held(number: usize) -> [f64; 3] {
 }
 
 fn main() {
-    let count = std::env::args().skip(1).find_map(|w| w.parse().ok()).unwrap_or(10);
-    let mut host = Host::new();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let count = words.iter().find_map(|w| w.parse().ok());
+    let host = Host::new();
+    if words.iter().any(|w| w == "boot") {
+        boot::measure(host, count.unwrap_or(5));
+    } else {
+        many(host, count.unwrap_or(10));
+    }
+}
+
+fn many(mut host: Host, count: usize) {
     host.import();
     let _ = Command::new("sync").status();
     fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches, as root");
