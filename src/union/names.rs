@@ -593,6 +593,7 @@ impl View {
         }
         // What is known beneath it learns of it when somebody asks.
         state.moves = self.moves.fetch_add(1, Ordering::AcqRel) + 1;
+        self.nodes.places.look_again();
         self.groups.changed();
         Ok(())
     }
@@ -673,8 +674,7 @@ impl View {
                 self.subdirs_changed(m.d2, by);
                 self.subdirs_changed(m.d1, -by);
             }
-            self.touched(m.d1)?;
-            return self.touched(m.d2);
+            return self.touched(m.d1).and(self.touched(m.d2));
         }
         self.takes_number(&m.a)?;
         let ghost = match &m.b {
@@ -729,8 +729,8 @@ impl View {
             self.subdirs_changed(m.d1, -1);
             self.subdirs_changed(m.d2, 1);
         }
-        self.touched(m.d1)?;
-        self.touched(m.d2)
+        // Both of them, also where one fails.
+        self.touched(m.d1).and(self.touched(m.d2))
     }
 
     /// A request has removed or moved a name. The caller holds `names` for writing.

@@ -82,6 +82,13 @@ impl Places {
         }
     }
 
+    /// A swap, or a directory that was moved with what the stack has beneath it: what was nowhere may be somewhere.
+    pub fn look_again(&self) {
+        if let Some(table) = &mut self.noted.lock().table {
+            table.nowhere.clear();
+        }
+    }
+
     fn is_nowhere(&self, id: u64) -> bool {
         self.noted.lock().table.as_ref().is_some_and(|table| table.nowhere.contains(&id))
     }
@@ -301,6 +308,9 @@ mod tests {
         assert!(places.is_nowhere(7));
         places.note(7, Some((1, b"back")));
         assert!(!places.is_nowhere(7));
+        places.note_nowhere(8);
+        places.look_again();
+        assert!(!places.is_nowhere(8));
         for id in 0..NOWHERE as u64 + 1 {
             places.note_nowhere(id);
         }

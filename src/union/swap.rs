@@ -304,6 +304,7 @@ impl View {
     pub fn exchange(&self, tree: Arc<Tree>) -> Arc<Generation> {
         // No change is between its last look at the stack and its place in the user layer.
         let _names = self.names.write();
+        self.nodes.places.look_again();
         let mut current = self.generation.write();
         let number = current.number + 1;
         *self.before.lock() = Some(current.stack.clone());
