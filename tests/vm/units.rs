@@ -25,11 +25,13 @@ until systemctl is-active -q reroot@alice; do sleep 0.2; done
 shows "at start"
 echo mine >/srv/alice/mine
 exec 3</srv/alice/mine 4>/srv/alice/nameless; rm /srv/alice/nameless
+# So long that systemd has it.
+sleep 3
 pid=$(systemctl show -p MainPID --value reroot@alice)
 systemctl kill -s KILL --kill-whom=main reroot@alice
 until systemctl is-active -q reroot@alice && [ "$(systemctl show -p MainPID --value reroot@alice)" != "$pid" ]; do sleep 0.2; done
 shows "after a crash"
-echo nameless >&4; say "open all the while: $(cat <&3) $(cat /proc/self/fd/4), $(journalctl -b -u reroot@alice -o cat | grep -c 'going on with')"
+echo nameless >&4; say "open all the while: $(cat <&3) $(cat /proc/self/fd/4), $(journalctl -b -u reroot@alice -o cat | grep -c 'going on with what process')"
 exec 3<&- 4>&-
 systemctl start reroot-gc.service; say "collection: $(systemctl show -p Result --value reroot-gc.service)"
 say "timer: $(systemctl is-active reroot-gc.timer)"
