@@ -174,9 +174,8 @@ impl Speaker {
                 }
                 Ok(Word::Keep(key, fd)) => self.store(key, &fd),
                 Ok(Word::LetGo(key)) => {
-                    if self.young.remove(&key).is_none() {
-                        self.let_go(key);
-                    }
+                    self.young.remove(&key);
+                    self.let_go(key);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

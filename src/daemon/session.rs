@@ -306,6 +306,11 @@ pub fn serve(
     let (session, attach, device) =
         make_session(request, adapter, &point, &source(request), map_ids, estate.as_deref())
             .inspect_err(left)?;
+    // Root's mount is attached at the end, and goes by itself before that.
+    let mut attached = match mount::device_at(&point) {
+        Some(dev) if !process::is_root() && heir.is_none() => Some(Attached { point: point.clone(), dev }),
+        _ => None,
+    };
     if let Some(heir) = heir {
         // Not before it is sure that this daemon can speak with the kernel: another one may have to read it too.
         let trees = entry.versions.iter().filter_map(|v| Tree::open(&store, v).ok()).collect();
@@ -399,6 +404,10 @@ pub fn serve(
     }
     unmount_on_signal(point, estate.as_ref().and_then(|e| e.device()))?;
     ready(&entry);
+    // From now on the next daemon goes on with it.
+    if let Some(attached) = attached.take_if(|_| estate.is_some()) {
+        std::mem::forget(attached);
+    }
 
     let result =
         serving.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread of the session ended early")));
@@ -424,6 +433,21 @@ pub fn serve(
     }
     drop(shown.claims);
     result.doing("serving the mount")
+}
+
+/// An ordinary user's mount, which fusermount3 has attached: it does not outlive a failure of the only process that serves it.
+struct Attached {
+    point: PathBuf,
+    /// Its device number.
+    dev: (u32, u32),
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if mount::device_at(&self.point) == Some(self.dev) {
+            mount::unmount_by_fusermount(&self.point);
+        }
+    }
 }
 
 fn source(request: &MountRequest) -> String {
@@ -465,7 +489,8 @@ fn make_session(
         let device = mount::fuse_by_fusermount(point, &fusermount_options(options, source)).map_err(|e| {
             Error::Io(format!("mounting at {} (an ordinary user needs fusermount3)", point.display()), e)
         })?;
-        let session = begin(adapter, &device, acl, config, estate)?;
+        let session = begin(adapter, &device, acl, config, estate)
+            .inspect_err(|_| mount::unmount_by_fusermount(point))?;
         return Ok((session, Box::new(|_| Ok(())), device));
     }
     let how = mount::FuseMount {

@@ -86,7 +86,7 @@ fn entry_before(request: &MountRequest, held: &Held) -> Option<MountEntry> {
     let entry = entry.inspect_err(|e| log::warn!("{e}")).ok().flatten();
     let entry = without_versions(entry.filter(|entry| entry.supervisor.is_some())?);
     let noted = held.get(Key::Notes).and_then(estate::device_noted);
-    if noted.is_none() || mount::device_at(&entry.mountpoint) != noted {
+    if !noted.is_some_and(|dev| mount::is_at(&entry.mountpoint, dev)) {
         log::warn!("what was mounted at {} is not there any more", entry.mountpoint.display());
         return None;
     }

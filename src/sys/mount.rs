@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -207,6 +207,20 @@ pub fn table() -> io::Result<Vec<MountLine>> {
 /// The device number of what is mounted at a place, topmost.
 pub fn device_at(point: &Path) -> Option<(u32, u32)> {
     table().ok()?.into_iter().rev().find(|line| line.point == point).map(|line| line.dev)
+}
+
+/// Whether the file system of that device number is mounted at a place, be it beneath others.
+pub fn is_at(point: &Path, dev: (u32, u32)) -> bool {
+    table().is_ok_and(|table| table.iter().any(|line| line.point == point && line.dev == dev))
+}
+
+/// Unmounts as who is not root, by `fusermount3`; detaches what is in use.
+pub fn unmount_by_fusermount(point: &Path) {
+    let unmount =
+        |how| Command::new("fusermount3").args([how, "--"]).arg(point).stderr(Stdio::null()).status();
+    if !unmount("-u").is_ok_and(|status| status.success()) {
+        let _ = unmount("-uz");
+    }
 }
 
 /// What is mounted at and beneath `point` does not go on to other places, and can be moved.

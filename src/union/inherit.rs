@@ -337,9 +337,14 @@ impl View {
         }
         let open = slots.all();
         // All of them: of those that were handed on one may have its name still.
-        let mut found = self.find_all(&pin, &open.iter().map(|(_, slot)| slot.id).collect());
+        let (mut found, unsure) = self.find_all(&pin, &open.iter().map(|(_, slot)| slot.id).collect());
         let (mut backings, mut remembered) = (HashMap::new(), HashSet::new());
         for (at, slot) in open {
+            if unsure.contains(&slot.id) && !from.nameless.contains_key(&slot.id) {
+                // It may be there for the next daemon: its slot stays.
+                log::error!("what was open as number {} cannot be found now", slot.id);
+                continue;
+            }
             let node = match found.get(&slot.id) {
                 Some(node) => Some(Arc::clone(node)),
                 None => match self.without_name(&pin, slot.id, &mut from) {
@@ -449,9 +454,10 @@ impl View {
         }
     }
 
-    /// Finds nodes by their numbers: those of the stack by themselves, the others in one walk through the user layer.
-    fn find_all(&self, pin: &Pin, wanted: &HashSet<u64>) -> HashMap<u64, Arc<Node>> {
-        let (mut found, mut left) = (HashMap::new(), Vec::new());
+    /// Finds nodes by their numbers: those of the stack by themselves, the others in one walk through the user layer. And the
+    /// numbers of which it cannot be said now.
+    fn find_all(&self, pin: &Pin, wanted: &HashSet<u64>) -> (HashMap<u64, Arc<Node>>, Vec<u64>) {
+        let (mut found, mut left, mut unsure) = (HashMap::new(), Vec::new(), Vec::new());
         for id in wanted.iter().copied() {
             let _names = self.names.read();
             match self.find_by_path(pin, id) {
@@ -459,11 +465,16 @@ impl View {
                     found.insert(id, node);
                 }
                 Ok(None) => left.push(id),
-                Err(e) => log::warn!("looking for number {id}: error {}", e.0),
+                Err(e) => {
+                    log::warn!("looking for number {id}: error {}", e.0);
+                    unsure.push(id);
+                }
             }
         }
-        found.extend(self.find_all_in_user_layer(pin, &left).into_iter().map(|node| (node.id, node)));
-        found
+        let (there, more) = self.find_all_in_user_layer(pin, &left);
+        found.extend(there.into_iter().map(|node| (node.id, node)));
+        unsure.extend(more);
+        (found, unsure)
     }
 
     /// The node of what was open and has no name: removed by the user, or displaced by a swap.

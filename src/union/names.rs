@@ -593,7 +593,7 @@ impl View {
         }
         // What is known beneath it learns of it when somebody asks.
         state.moves = self.moves.fetch_add(1, Ordering::AcqRel) + 1;
-        self.nodes.places.look_again();
+        self.nodes.places.note_pinned(node.id);
         self.groups.changed();
         Ok(())
     }
@@ -760,6 +760,9 @@ impl View {
     }
 
     fn moved(&self, node: &Arc<Node>, d1: &Arc<Node>, name: &[u8], d2: &Arc<Node>, new: &[u8]) {
+        if node.is_dir() {
+            self.nodes.places.note_move(node);
+        }
         node.remove_name(d1.id, name);
         node.add_name(d2, new);
     }

@@ -211,6 +211,16 @@ impl State {
     }
 }
 
+impl State {
+    /// The node is not known any more.
+    fn note_place(&self, id: u64, places: &NumberPlaces) {
+        match self.names.last() {
+            Some((parent, name)) => places.note(id, parent.id, name),
+            None => places.note_none(id, self.ghost.as_ref().map_or(0, |last| last.nlink)),
+        }
+    }
+}
+
 impl Node {
     /// A node without names.
     pub fn new(id: u64, format: u32, generation: u64, state: State) -> Arc<Node> {
@@ -396,9 +406,8 @@ impl Nodes {
         while let Some(id) = next.take() {
             let free = known.get(&id).is_some_and(|k| k.lookups == 0 && Arc::strong_count(&k.node) == 1);
             if free && let Some(entry) = known.remove(&id) {
-                let place = entry.node.state().names.pop();
-                self.places.note(id, place.as_ref().map(|(parent, name)| (parent.id, &**name)));
-                next = place.map(|(parent, _)| parent.id);
+                entry.node.state().note_place(id, &self.places);
+                next = entry.node.state().names.pop().map(|(parent, _)| parent.id);
                 dropped.push(entry.node);
             }
         }
@@ -419,10 +428,7 @@ impl Nodes {
             known.retain(|_, k| {
                 let keep = k.lookups > 0 || Arc::strong_count(&k.node) > 1;
                 if !keep {
-                    let state = k.node.state();
-                    let place = state.names.first().map(|(parent, name)| (parent.id, &**name));
-                    self.places.note(k.node.id, place);
-                    drop(state);
+                    k.node.state().note_place(k.node.id, &self.places);
                     dropped.push(k.node.clone());
                 }
                 keep

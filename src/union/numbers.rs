@@ -2,14 +2,17 @@
 //! earlier daemon, it may ask by its number alone (a server on top of the mount holds file handles for long).
 //!
 //! The stack's numbers are found in its tree. For the others one walk through the user layer notes all places, and from
-//! then on each node that is forgotten leaves its own. What is noted says where to look, and no more: what is found there
-//! is asked for its number. A number that a walk did not find is not walked for again. Where nobody asks any more, and the
-//! kernel has nothing from an earlier daemon, nothing is noted.
+//! then on each node that is forgotten leaves its own: what is not noted then is nowhere. What is noted says where to look,
+//! and no more: what is found there is asked for its number. Where nobody asks any more, and the kernel has nothing from an
+//! earlier daemon, nothing is noted.
+//!
+//! Names change during a walk. A file keeps its row or is noted anew by who knows it; a directory that is moved meanwhile is
+//! walked through once more, since its old and new place may both have been the wrong one of two to stand at.
 //!
 //! Lock order: `walking` (held during the walk) → `View::names` (for each name, so that nobody waits for the walk) → …;
 //! `noted` is a leaf.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,157 +26,170 @@ use crate::sys::fs as sys;
 
 /// What nobody asked for so long is not needed any more.
 const IDLE: Duration = Duration::from_secs(60);
-/// So many numbers that are nowhere are remembered.
-const NOWHERE: usize = 1 << 16;
+/// So many directories that are moved during a walk are walked through once more.
+const MOVED: usize = 10_000;
 
 /// Places of nodes by their numbers.
 #[derive(Debug, Default)]
 pub struct Places {
-    noted: Mutex<Noted>,
+    noted: Mutex<Option<Table>>,
     walking: Mutex<()>,
-}
-
-#[derive(Debug, Default)]
-struct Noted {
-    /// How many walks there were.
-    walks: u64,
-    table: Option<Table>,
 }
 
 #[derive(Debug)]
 struct Table {
     places: HashMap<u64, (u64, Box<[u8]>)>,
     /// Directories that the user moved, with what the stack has beneath them.
-    moved: Vec<u64>,
-    /// Numbers that the walk did not find, and that nobody was seen with since.
-    nowhere: HashSet<u64>,
+    pinned: Vec<u64>,
+    /// What is neither known nor noted is nowhere.
+    whole: bool,
+    /// What was moved since a walk began.
+    moved: Option<Vec<Arc<Node>>>,
     asked: Instant,
 }
 
 impl Places {
-    /// A node is not known any more: a name of it, in the directory of that number, or that it has none.
-    pub fn note(&self, id: u64, place: Option<(u64, &[u8])>) {
-        if let Some(table) = &mut self.noted.lock().table {
-            match place {
-                Some((parent, name)) => {
-                    table.nowhere.remove(&id);
-                    table.places.insert(id, (parent, name.into()));
-                }
-                None => {
-                    table.places.remove(&id);
-                }
-            }
+    /// A node is not known any more: a name of it, in the directory of that number.
+    pub fn note(&self, id: u64, parent: u64, name: &[u8]) {
+        if let Some(table) = &mut *self.noted.lock() {
+            table.places.insert(id, (parent, name.into()));
         }
     }
 
-    fn note_moved(&self, id: u64) {
-        if let Some(table) = &mut self.noted.lock().table {
-            table.moved.push(id);
-        }
-    }
-
-    fn note_nowhere(&self, id: u64) {
-        if let Some(table) = &mut self.noted.lock().table {
+    /// A node is not known any more, and has no name; or none that was known, of `links`.
+    pub fn note_none(&self, id: u64, links: u32) {
+        if let Some(table) = &mut *self.noted.lock() {
             table.places.remove(&id);
-            if table.nowhere.len() >= NOWHERE {
-                table.nowhere.clear();
+            table.whole &= links < 2;
+        }
+    }
+
+    /// A directory shows what the stack has elsewhere from now on.
+    pub fn note_pinned(&self, id: u64) {
+        if let Some(table) = &mut *self.noted.lock()
+            && !table.pinned.contains(&id)
+        {
+            table.pinned.push(id);
+        }
+    }
+
+    /// A directory was moved. The caller holds `names` for writing.
+    pub fn note_move(&self, dir: &Arc<Node>) {
+        if let Some(Table { moved: Some(moved), whole, .. }) = &mut *self.noted.lock() {
+            if moved.len() < MOVED {
+                moved.push(dir.clone());
+            } else {
+                *whole = false;
             }
-            table.nowhere.insert(id);
         }
     }
 
-    /// A swap, or a directory that was moved with what the stack has beneath it: what was nowhere may be somewhere.
+    /// Something else changed than names: what was nowhere may be somewhere.
     pub fn look_again(&self) {
-        if let Some(table) = &mut self.noted.lock().table {
-            table.nowhere.clear();
+        if let Some(table) = &mut *self.noted.lock() {
+            table.whole = false;
         }
     }
 
-    fn is_nowhere(&self, id: u64) -> bool {
-        self.noted.lock().table.as_ref().is_some_and(|table| table.nowhere.contains(&id))
-    }
-
-    fn walks(&self) -> u64 {
-        self.noted.lock().walks
+    fn is_whole(&self) -> bool {
+        self.noted.lock().as_ref().is_some_and(|table| table.whole)
     }
 
     fn place(&self, id: u64) -> Option<(u64, Box<[u8]>)> {
         let mut noted = self.noted.lock();
-        let table = noted.table.as_mut()?;
+        let table = noted.as_mut()?;
         table.asked = Instant::now();
         table.places.get(&id).cloned()
     }
 
-    fn moved(&self) -> Vec<u64> {
-        self.noted.lock().table.as_ref().map(|table| table.moved.clone()).unwrap_or_default()
+    fn pinned(&self) -> Vec<u64> {
+        self.noted.lock().as_ref().map(|table| table.pinned.clone()).unwrap_or_default()
     }
 
-    /// Lets `walk` note all places, unless somebody did since there had been `seen` walks.
-    fn renew(&self, seen: u64, walk: impl FnOnce()) {
+    /// Lets `walk` note all places, unless they are noted. It is given what has been moved since the walk began, one after
+    /// the other, and says whether it saw everything.
+    fn renew(&self, walk: impl FnOnce(&mut dyn FnMut() -> Option<Arc<Node>>) -> bool) {
         let _one = self.walking.lock();
         {
             let mut noted = self.noted.lock();
-            if noted.walks != seen && noted.table.is_some() {
+            let table = noted.get_or_insert_with(|| Table {
+                places: HashMap::new(),
+                pinned: Vec::new(),
+                whole: false,
+                moved: None,
+                asked: Instant::now(),
+            });
+            if table.whole {
                 return;
             }
-            match &mut noted.table {
-                // What was noted since the last walk is not less true for another one.
-                Some(table) => table.moved.clear(),
-                None => {
-                    noted.table = Some(Table {
-                        places: HashMap::new(),
-                        moved: Vec::new(),
-                        nowhere: HashSet::new(),
-                        asked: Instant::now(),
-                    });
-                }
-            }
+            // Whatever says otherwise until the end of the walk is right.
+            table.whole = true;
+            table.moved = Some(Vec::new());
         }
-        walk();
-        self.noted.lock().walks += 1;
+        let saw_all = walk(&mut || {
+            let mut noted = self.noted.lock();
+            noted.as_mut().and_then(|table| table.moved.as_mut()?.pop())
+        });
+        let mut noted = self.noted.lock();
+        if let Some(table) = &mut *noted {
+            let moved = table.moved.take();
+            table.whole &= saw_all && moved.is_none_or(|moved| moved.is_empty());
+            table.asked = Instant::now();
+        }
     }
 
     /// Drops what nobody asks for any more.
     pub fn drop_unused(&self) {
+        let Some(_none) = self.walking.try_lock() else { return };
         let mut noted = self.noted.lock();
-        let old = noted.table.take_if(|table| table.asked.elapsed() > IDLE);
+        let old = noted.take_if(|table| table.asked.elapsed() > IDLE);
         drop(noted);
         drop(old);
     }
 }
 
+/// Whether an error says that something could not be looked at now, and not what is wrong with it.
+fn passes(Fail(error): Fail) -> bool {
+    matches!(error, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR | libc::EAGAIN)
+}
+
 impl View {
     /// The node of a number that is not known, and that no path of the stack leads to.
     pub(crate) fn find_in_user_layer(&self, pin: &Pin, id: u64) -> Answer<Option<Arc<Node>>> {
-        if self.user.is_none() || self.nodes.places.is_nowhere(id) {
+        if self.user.is_none() {
             return Ok(None);
         }
-        let seen = self.nodes.places.walks();
-        if let Some(node) = self.find_noted(pin, id)? {
-            return Ok(Some(node));
-        }
-        self.nodes.places.renew(seen, || self.note_places(pin));
+        // Asked before it is looked for: what is noted in between is found.
+        let whole = self.nodes.places.is_whole();
         let found = self.find_noted(pin, id)?;
-        if found.is_none() {
-            self.nodes.places.note_nowhere(id);
+        if found.is_some() || whole {
+            return Ok(found);
         }
-        Ok(found)
+        self.nodes.places.renew(|moved| self.note_places(pin, moved));
+        self.find_noted(pin, id)
     }
 
-    /// As [`View::find_in_user_layer`] for many numbers, with one walk for all: those that are found.
-    pub(crate) fn find_all_in_user_layer(&self, pin: &Pin, ids: &[u64]) -> Vec<Arc<Node>> {
+    /// As [`View::find_in_user_layer`] for many numbers, with one walk for all: those that are found, and those of which it
+    /// cannot be said now.
+    pub(crate) fn find_all_in_user_layer(&self, pin: &Pin, ids: &[u64]) -> (Vec<Arc<Node>>, Vec<u64>) {
+        let (mut found, mut unsure) = (Vec::new(), Vec::new());
         if self.user.is_none() || ids.is_empty() {
-            return Vec::new();
+            return (found, unsure);
         }
-        self.nodes.places.renew(self.nodes.places.walks(), || self.note_places(pin));
-        let find = |id| match self.find_noted(pin, id) {
-            Ok(found) => found,
-            Err(Fail(e)) => {
-                log::warn!("looking for number {id}: error {e}");
-                None
+        self.nodes.places.renew(|moved| self.note_places(pin, moved));
+        let whole = self.nodes.places.is_whole();
+        for id in ids.iter().copied() {
+            match self.find_noted(pin, id) {
+                Ok(Some(node)) => found.push(node),
+                Ok(None) if whole => {}
+                Ok(None) => unsure.push(id),
+                Err(Fail(e)) => {
+                    log::warn!("looking for number {id}: error {e}");
+                    unsure.push(id);
+                }
             }
-        };
-        ids.iter().copied().filter_map(find).collect()
+        }
+        (found, unsure)
     }
 
     /// Lets go of places that nobody needs.
@@ -191,7 +207,7 @@ impl View {
         if found.is_some() || id >= BORN {
             return Ok(found);
         }
-        for dir in self.nodes.places.moved() {
+        for dir in self.nodes.places.pinned() {
             if let Some(dir) = self.at_its_place(pin, dir)?
                 && let Some(node) = self.search_moved(pin, &dir, id)?
             {
@@ -231,31 +247,43 @@ impl View {
         Ok(Some(node))
     }
 
-    /// Notes where everything of the user layer stands. What is damaged does not hide the others.
-    fn note_places(&self, pin: &Pin) {
+    /// Notes where everything of the user layer stands, and whether it saw all of that. What is damaged does not hide the
+    /// others.
+    fn note_places(&self, pin: &Pin, moved: &mut dyn FnMut() -> Option<Arc<Node>>) -> bool {
         log::info!("walking through the user layer for numbers that are not known");
-        let mut todo = vec![self.nodes.root().clone()];
-        while let Some(dir) = todo.pop() {
+        let (mut todo, mut saw_all, mut again) = (vec![self.nodes.root().clone()], true, 0);
+        while let Some(dir) = todo.pop().or_else(|| {
+            again += 1;
+            moved().filter(|_| again <= MOVED)
+        }) {
             match self.note_places_in(pin, &dir) {
-                Ok(below) => todo.extend(below),
+                Ok((below, all)) => {
+                    todo.extend(below);
+                    saw_all &= all;
+                }
                 // It was removed meanwhile, for one.
-                Err(Fail(e)) => log::debug!("looking through a directory of the user layer: error {e}"),
+                Err(e) => {
+                    log::debug!("looking through a directory of the user layer: error {}", e.0);
+                    saw_all &= !passes(e);
+                }
             }
             let id = dir.id;
             drop(dir);
             self.nodes.forget(id, 0);
         }
+        saw_all && again <= MOVED
     }
 
-    fn note_places_in(&self, pin: &Pin, dir: &Arc<Node>) -> Answer<Vec<Arc<Node>>> {
-        let mut below = Vec::new();
+    /// Its directories, and whether all of it could be looked at.
+    fn note_places_in(&self, pin: &Pin, dir: &Arc<Node>) -> Answer<(Vec<Arc<Node>>, bool)> {
+        let (mut below, mut saw_all) = (Vec::new(), true);
         let fd = {
             let _names = self.names.read();
             if dir.state().upper.is_none() {
-                return Ok(below);
+                return Ok((below, saw_all));
             }
             if self.lower(pin, dir)?.is_some_and(|lower| lower.pinned) {
-                self.nodes.places.note_moved(dir.id);
+                self.nodes.places.note_pinned(dir.id);
             }
             self.upper_dir(dir)?
         };
@@ -264,7 +292,14 @@ impl View {
                 let _names = self.names.read();
                 self.child(pin, dir, &name)
             };
-            let Ok(Some(node)) = child else { continue };
+            let node = match child {
+                Ok(Some(node)) => node,
+                Ok(None) => continue,
+                Err(e) => {
+                    saw_all &= !passes(e);
+                    continue;
+                }
+            };
             if node.is_dir() {
                 below.push(node);
                 continue;
@@ -274,46 +309,61 @@ impl View {
             drop(node);
             self.nodes.forget(id, 0);
         }
-        Ok(below)
+        Ok((below, saw_all))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::union::node::State;
 
     #[test]
-    fn places_are_noted_once_somebody_asked_and_one_walk_serves_who_waits_for_it() {
+    fn places_are_noted_once_somebody_asked_and_one_walk_serves_all() {
         let places = Places::default();
-        let place = |name: &'static [u8]| Some((1, name));
-        places.note(5, place(b"a"));
+        places.note(5, 1, b"a");
         assert_eq!(places.place(5), None);
-        let seen = places.walks();
-        places.renew(seen, || places.note(5, place(b"a")));
+        places.renew(|_| {
+            places.note(5, 1, b"a");
+            true
+        });
         assert_eq!(places.place(5), Some((1, b"a"[..].into())));
-        places.renew(seen, || unreachable!("somebody has walked since"));
-        places.note(5, place(b"b"));
-        assert_eq!(places.place(5), Some((1, b"b"[..].into())));
+        places.renew(|_| unreachable!("somebody has walked"));
+        places.note(5, 2, b"b");
+        assert_eq!(places.place(5), Some((2, b"b"[..].into())));
         places.drop_unused();
         assert!(places.place(5).is_some(), "somebody asked just now");
-        places.note(5, None);
-        assert_eq!(places.place(5), None);
+        places.note_none(5, 1);
+        assert_eq!((places.place(5), places.is_whole()), (None, true));
+        // Another name of it may be there.
+        places.note_none(5, 2);
+        assert!(!places.is_whole());
     }
 
     #[test]
-    fn what_is_nowhere_is_not_looked_for_again_until_it_is_seen() {
+    fn a_walk_that_missed_something_is_not_the_last_one() {
         let places = Places::default();
-        places.renew(0, || {});
-        places.note_nowhere(7);
-        assert!(places.is_nowhere(7));
-        places.note(7, Some((1, b"back")));
-        assert!(!places.is_nowhere(7));
-        places.note_nowhere(8);
+        places.renew(|_| false);
+        assert!(!places.is_whole());
+        let dir = || Node::new(9, libc::S_IFDIR, 0, State::default());
+        places.renew(|moved| {
+            assert!(moved().is_none());
+            places.note_move(&dir());
+            assert_eq!(moved().map(|dir| dir.id), Some(9));
+            true
+        });
+        assert!(places.is_whole());
         places.look_again();
-        assert!(!places.is_nowhere(8));
-        for id in 0..NOWHERE as u64 + 1 {
-            places.note_nowhere(id);
-        }
-        assert!(places.noted.lock().table.as_ref().unwrap().nowhere.len() <= NOWHERE);
+        places.renew(|_| {
+            places.note_move(&dir());
+            true
+        });
+        assert!(!places.is_whole(), "nobody has looked through it");
+        places.renew(|_| {
+            places.look_again();
+            places.drop_unused();
+            true
+        });
+        assert!(!places.is_whole() && places.noted.lock().is_some());
     }
 }
