@@ -57,6 +57,9 @@ install: build
 	install -D -m 0755 $(TARGET)/release/reroot $(BINDIR)/reroot
 	@set -e; for page in $(GEN)/man/*; do [ -f "$$page" ] || continue; \
 	  install -D -v -m 0644 "$$page" "$(SHAREDIR)/man/man$${page##*.}/$${page##*/}"; done
+	install -D -m 0644 docs/mount.fuse.reroot.8 $(SHAREDIR)/man/man8/mount.fuse.reroot.8
+	@set -e; for name in mount.reroot umount.fuse.reroot; do \
+	  echo ".so man8/mount.fuse.reroot.8" >"$(SHAREDIR)/man/man8/$$name.8"; done
 	@set -e; for file in $(GEN)/completions/*; do [ -f "$$file" ] || continue; case "$$file" in \
 	  */reroot) install -D -v -m 0644 "$$file" $(SHAREDIR)/bash-completion/completions/reroot ;; \
 	  *.fish) install -D -v -m 0644 "$$file" $(SHAREDIR)/fish/vendor_completions.d/reroot.fish ;; \

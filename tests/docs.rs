@@ -170,6 +170,35 @@ fn every_line_of_semantics_names_a_test_that_exists() {
     assert!(bare.is_empty(), "SEMANTICS.md has lines without a test:\n{}", bare.join("\n"));
 }
 
+/// The options that a part of the mount helper's page lists, joined with commas, with values where they take some.
+fn options_on_page(part: &str) -> String {
+    let page = page("docs/mount.fuse.reroot.8");
+    let part =
+        page.split(&format!("\n.SS {part}")).nth(1).and_then(|rest| rest.split("\n.S").next()).unwrap();
+    let lines = part.split("\n.TP\n").skip(1).map(|entry| {
+        let line = entry.lines().next().and_then(|l| l.split_once(' ')).unwrap().1;
+        let line = line.replace("\"\\fR, \\fB", ",").replace("\", \"", ",").replace(['"', ' '], "");
+        let line = line.replace("DISK:VIEW:COUNT", "0:1:1").replace("TOP:...:BOTTOM", "/top:/bottom");
+        line.replace("DIR", "/dir").replace("NAME", "name")
+    });
+    lines.collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn the_page_of_the_mount_helper_lists_the_options_that_there_are() {
+    use reroot::daemon::{MountOptions, overlay::OverlayOptions};
+    let (both, directories) = (options_on_page("For both"), options_on_page("For directories"));
+    assert!(both.contains("ro,rw,") && directories.contains(",workdir=/dir,"), "{both} {directories}");
+    MountOptions::parse(&both).unwrap();
+    OverlayOptions::parse(&format!("{both},{directories}")).unwrap();
+    // Who gives a wrong one is told those.
+    let known = MountOptions::parse("bogus").unwrap_err().to_string();
+    for word in known.split("known are ").nth(1).unwrap().split(", ") {
+        let name = word.split(['=', '|']).next().unwrap();
+        assert!(both.split(',').any(|o| o.split('=').next() == Some(name)), "{name}: {both}");
+    }
+}
+
 #[test]
 fn the_table_of_peers_is_as_the_program_that_measures_them_makes_it() {
     let faults = page_of_peers::faults(&page("BENCHMARKS.md"));

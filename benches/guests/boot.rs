@@ -36,7 +36,9 @@ const STARTS: [(&str, &[&str]); 3] = [
     ("systemd, `--cache auto`", &["--cache", "auto", "--append", "quiet"]),
 ];
 
-pub fn measure(mut host: Host, rounds: usize) {
+pub fn measure(mut host: Host, rounds: usize, words: &[String]) {
+    let chosen = |what: &str| words.iter().any(|w| what.contains(w.as_str()));
+    let all = !STARTS.iter().any(|(what, _)| chosen(what));
     let tree = host.unpack(INIT);
     fs::write(tree.join("etc/systemd/system/up.service"), UNIT).expect("unit");
     std::os::unix::fs::symlink(
@@ -61,7 +63,7 @@ pub fn measure(mut host: Host, rounds: usize) {
         "| start of | plain directory | overlayfs | fuse-overlayfs | Reroot | to the plain directory | to overlayfs | to fuse-overlayfs |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (number, (what, args)) in STARTS.into_iter().enumerate() {
+    for (number, (what, args)) in STARTS.into_iter().enumerate().filter(|(_, s)| all || chosen(s.0)) {
         host.start("d", args);
         let recipe = Recipe::read(host.guests[0].id(), &point, &host.dir.join(format!("recipe-{number}")));
         host.end();

@@ -5,7 +5,8 @@
 //! each the host's memory is looked at: the page cache of files (which holds what guests read of the version), and what
 //! the processes of that guest hold for themselves.
 //!
-//! `cargo bench --bench guests -- boot [ROUNDS]`: the time to user space beside the same machine on other roots, [`boot`].
+//! `cargo bench --bench guests -- boot [ROUNDS] [WORDS]`: the time to user space beside the same machine on other roots,
+//! [`boot`]. WORDS choose the kinds of start that contain one of them.
 
 mod boot;
 mod machine;
@@ -165,7 +166,7 @@ fn main() {
     let count = words.iter().find_map(|w| w.parse().ok());
     let host = Host::new();
     if words.iter().any(|w| w == "boot") {
-        boot::measure(host, count.unwrap_or(5));
+        boot::measure(host, count.unwrap_or(5), &words);
     } else {
         many(host, count.unwrap_or(10));
     }

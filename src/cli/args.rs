@@ -437,9 +437,9 @@ pub struct VmRun {
     /// Boot with this initramfs, which must mount the virtiofs device rootfs [default: one made of the image's modules]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
-    /// More words for the kernel's command line; can be given several times
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub append: Vec<String>,
+    /// What its kernel is told.
+    #[command(flatten)]
+    pub line: VmLine,
     /// The guest's memory, in MiB or with a unit: M, G
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = mebibytes)]
     pub memory: u64,
@@ -455,13 +455,9 @@ pub struct VmRun {
     /// Mount the desktop here [default: a directory of this run's own]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
-    /// The virtiofsd to use [default: this machine's]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
-    pub virtiofsd: Option<PathBuf>,
-    /// What the guest remembers: with auto it sees an upgrade or rollback of its running root within a second or so; always
-    /// is faster, and it sees one at its next boot
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
-    pub cache: String,
+    /// How the guest gets it as its root.
+    #[command(flatten)]
+    pub root: VmRoot,
     /// More options for QEMU, after --
     #[arg(last = true, value_name = "QEMU OPTIONS")]
     pub qemu: Vec<OsString>,
@@ -475,15 +471,12 @@ pub struct VmSnippet {
     /// Where it will be mounted [default: where it is]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
-    /// The virtiofsd that libvirt is to start [default: its own choice]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
-    pub virtiofsd: Option<PathBuf>,
-    /// As for `vm run`
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
-    pub cache: String,
-    /// More words for the kernel's command line; can be given several times
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub append: Vec<String>,
+    /// How the guest gets it as its root.
+    #[command(flatten)]
+    pub root: VmRoot,
+    /// What its kernel is told.
+    #[command(flatten)]
+    pub line: VmLine,
 }
 
 /// `vm share`
@@ -491,12 +484,29 @@ pub struct VmSnippet {
 pub struct VmShare {
     /// The desktop
     pub desktop: String,
-    /// The virtiofsd to use [default: this machine's]
+    /// How the guest gets it as its root.
+    #[command(flatten)]
+    pub root: VmRoot,
+}
+
+/// How a guest gets its root.
+#[derive(Debug, Args)]
+pub struct VmRoot {
+    /// The virtiofsd to use [default: this machine's; in a snippet, libvirt's own choice]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
     pub virtiofsd: Option<PathBuf>,
-    /// As for `vm run`
+    /// What the guest remembers: with auto it sees an upgrade or rollback of its running root within a second or so; always
+    /// is faster, and it sees one at its next boot
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = ["auto", "always"])]
     pub cache: String,
+}
+
+/// What a guest's kernel is told.
+#[derive(Debug, Args)]
+pub struct VmLine {
+    /// More words for the kernel's command line; can be given several times
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
 }
 
 /// A size in MiB: `512`, `512M`, `2G`.

@@ -21,7 +21,7 @@ pub fn run(ui: &Ui, store: &Store, args: &VmRun) -> Done {
     let guest = Guest {
         kernel: args.kernel.clone(),
         initrd: args.initrd.clone(),
-        append: args.append.clone(),
+        append: args.line.append.clone(),
         memory: args.memory,
         cpus: args.cpus.unwrap_or(PROCESSORS.min(here) as u16),
         accelerator: args
@@ -29,8 +29,8 @@ pub fn run(ui: &Ui, store: &Store, args: &VmRun) -> Done {
             .as_deref()
             .map(|a| if a == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg }),
         timeout: args.timeout.map(Duration::from_secs),
-        virtiofsd: args.virtiofsd.clone(),
-        cache: cache(&args.cache),
+        virtiofsd: args.root.virtiofsd.clone(),
+        cache: cache(&args.root.cache),
         mountpoint: args.mountpoint.clone(),
         options: args.qemu.clone(),
         interactive: !ui.is_json() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
@@ -71,8 +71,8 @@ pub fn snippet(ui: &Ui, store: &Store, args: &VmSnippet) -> Done {
         }
     };
     let (store, name) = (store.root(), &desktop.name);
-    let virtiofsd = args.virtiofsd.as_deref();
-    let s = vm::snippet(store, name, &mountpoint, virtiofsd, cache(&args.cache), &args.append);
+    let virtiofsd = args.root.virtiofsd.as_deref();
+    let s = vm::snippet(store, name, &mountpoint, virtiofsd, cache(&args.root.cache), &args.line.append);
     ui.answer(
         || json!({ "metadata": s.metadata, "memory_backing": s.memory, "filesystem": s.filesystem, "command_line": s.command_line }),
         |out| {
@@ -89,7 +89,7 @@ pub fn snippet(ui: &Ui, store: &Store, args: &VmSnippet) -> Done {
 }
 
 pub fn share(store: &Store, args: &VmShare) -> Done {
-    Err(vm::share(store, &args.desktop, args.virtiofsd.as_deref(), cache(&args.cache)))
+    Err(vm::share(store, &args.desktop, args.root.virtiofsd.as_deref(), cache(&args.root.cache)))
 }
 
 fn cache(word: &str) -> Cache {

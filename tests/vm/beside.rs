@@ -32,7 +32,7 @@ fn the_same_machine_boots_on_a_plain_directory_and_on_other_union_mounts() {
         eprintln!("user space on {what} after {:.2} s", took.as_secs_f64());
     }
     drop((overlay, fuse));
-    mount.umount();
+    home.umount(mount);
     home.assert_clean();
     assert!(fs::read_dir(home.scratch.join("overlay/root")).unwrap().next().is_none(), "still mounted");
 }

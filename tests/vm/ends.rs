@@ -127,6 +127,6 @@ fn mounted_already(home: &Home) {
     guest.expect(0);
     assert_eq!(mount.sh("cat root/written"), "written by a guest of 1");
     assert_eq!(mount_type(&home.scratch.mnt()), None);
-    mount.umount();
+    home.umount(mount);
     home.assert_clean();
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::program::run;
 use crate::common::scratch::mount_type;
-use crate::common::{Answer, Program, Scratch, require_root};
+use crate::common::{Answer, Mount, Program, Scratch, require_root};
 
 /// How long one step of a guest may take. Most take two seconds on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(480);
@@ -160,6 +160,16 @@ impl Home {
     #[track_caller]
     pub fn start(&self, words: &str, args: &[&str]) -> Guest {
         Guest::start(&mut self.command(words, args))
+    }
+
+    /// Unmounts, and waits for the daemon's process, which is on its way out a moment longer than the command.
+    #[track_caller]
+    pub fn umount(&self, mount: Mount) {
+        mount.umount();
+        let begin = Instant::now();
+        while !self.processes().is_empty() && begin.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The user layer on the host.

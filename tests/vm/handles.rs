@@ -184,7 +184,7 @@ impl Endurance {
                 assert_eq!(text.lines().count(), lines, "{}", file.display());
             }
         }
-        self.mount.umount();
+        self.home.umount(self.mount);
         self.home.assert_clean();
         self.home.program.ok(&["fsck"]);
         self.home
