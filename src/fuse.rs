@@ -1,280 +1,38 @@
 //! Translation between fuser and the view, and nothing else: each request takes its pin, asks the view, and
-//! answers.
+//! answers. What the adapter is stands in `fuse/adapter.rs`.
 
+mod adapter;
 mod again;
+mod backings;
 mod servers;
 mod values;
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 
+use crate::sys::inode_flags;
 use crate::sys::xattr::{Set, VALUE_MAX};
-use crate::sys::{inode_flags, notify};
-use crate::union::attributes::{Attributes, Change, Settled};
-use crate::union::data::{Opened, Way};
+use crate::union::Fail;
+use crate::union::attributes::Change;
+use crate::union::data::Way;
 use crate::union::flags::Target;
-use crate::union::listing::Listing;
 use crate::union::names::{Make, Replace};
-use crate::union::node::Node;
-use crate::union::{Answer, Fail, Pin, View};
-use again::Served;
+use adapter::{BRIEFLY, Dirs, KEEP, NO_HANDLE};
 use values::*;
 
+pub use adapter::{Adapter, Line, Manner};
 pub use servers::Servers;
-
-/// How long the kernel may keep what only we can change: it is told when that changes.
-const KEEP: Duration = Duration::from_secs(24 * 3600);
-/// How long it may keep what a mapping may change unseen.
-const BRIEFLY: Duration = Duration::from_secs(1);
 
 /// Reads of more bytes than this may take long.
 const AT_ONCE: u32 = 64 << 10;
-
-/// What the kernel gives for a handle where it did not ask at the open. The view gives none of that number.
-const NO_HANDLE: FileHandle = FileHandle(0);
-
-/// A view as fuser's file system.
-#[derive(Debug)]
-pub struct Adapter {
-    view: Arc<View>,
-    /// The file that each inode with handles past the daemon has registered.
-    backings: Arc<Mutex<HashMap<u64, Backing>>>,
-    /// The connection to the kernel, for what fuser does not offer; there once the session is.
-    device: Arc<OnceLock<OwnedFd>>,
-    /// Something was changed since the last sync.
-    dirty: Arc<AtomicBool>,
-    /// Wakes whoever sends the view's notices.
-    wake: Sender<()>,
-    /// Tells the kernel before a request is answered; there once the session is.
-    notifier: Arc<OnceLock<Notifier>>,
-    servers: Arc<Servers>,
-    manner: Manner,
-    dirs: Dirs,
-    /// The kernel opens files without asking, and keeps their pages.
-    opens_unasked: bool,
-}
-
-/// A file that is registered with the kernel.
-#[derive(Debug)]
-enum Backing {
-    /// By this daemon: its number, and what ends the registration.
-    Ours(u32, Arc<BackingId>),
-    /// By the one before.
-    Inherited(u32),
-}
-
-/// The session as its adapter sees it: there once the session is.
-#[derive(Clone, Debug, Default)]
-pub struct Line {
-    /// Tells the kernel before a request is answered.
-    pub notifier: Arc<OnceLock<Notifier>>,
-    /// The connection itself.
-    pub device: Arc<OnceLock<OwnedFd>>,
-    backings: Arc<Mutex<HashMap<u64, Backing>>>,
-}
-
-impl Line {
-    /// For these inodes an earlier daemon has registered a file, with its number. To be called before the first request.
-    pub fn inherit(&self, registered: Vec<(u64, u32)>) {
-        let registered = registered.into_iter().map(|(id, number)| (id, Backing::Inherited(number)));
-        self.backings.lock().extend(registered);
-    }
-}
-
-/// What a mount's options ask of its adapter.
-#[derive(Clone, Copy, Debug)]
-pub struct Manner {
-    /// Ids are mapped.
-    pub map_ids: bool,
-    /// Each reading of a directory moves its access time.
-    pub strict_times: bool,
-}
-
-/// How directories are opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Dirs {
-    /// The kernel does not ask, and keeps listings.
-    Unasked,
-    /// The kernel keeps listings.
-    Kept,
-    /// Each reading is to be seen by the user layer.
-    Read,
-}
-
-impl Adapter {
-    /// An adapter for a view. `dirty` is set when something is changed; `wake` hears that there are notices.
-    pub fn new(
-        view: Arc<View>,
-        dirty: Arc<AtomicBool>,
-        wake: Sender<()>,
-        line: Line,
-        servers: Arc<Servers>,
-        manner: Manner,
-    ) -> Adapter {
-        let dirs = if manner.strict_times { Dirs::Read } else { Dirs::Kept };
-        Adapter {
-            view,
-            backings: line.backings,
-            device: line.device,
-            dirty,
-            wake,
-            notifier: line.notifier,
-            servers,
-            manner,
-            dirs,
-            opens_unasked: false,
-        }
-    }
-
-    /// The kernel drops its listing of a directory. Called without a lock of the view's; the kernel waits for no
-    /// request in this.
-    fn drop_listing(&self, id: u64) {
-        if let Some(notifier) = self.notifier.get()
-            && let Err(e) = notifier.inval_inode(INodeNo(id), 0, 0)
-        {
-            log::warn!("telling the kernel of a directory: {}", crate::error::words(&e));
-        }
-    }
-
-    /// A request is to be made again, since names lead elsewhere: listings show that from the answer on.
-    fn again(&self) {
-        for id in self.view.listed_otherwise() {
-            self.drop_listing(id);
-        }
-        let _ = self.wake.send(());
-    }
-
-    fn listing(&self, pin: &Pin, ino: INodeNo, fh: FileHandle, offset: u64) -> Answer<Arc<Listing>> {
-        match fh {
-            NO_HANDLE => self.view.readdir_unchanging(pin, ino.0, offset),
-            fh => self.view.readdir(pin, fh.0, offset),
-        }
-    }
-
-    /// A directory's attributes were changed: its access time moves when it is listed next.
-    fn dir_changed(&self, pin: &Pin, id: u64) {
-        if self.view.node(pin, id).is_ok_and(|node| node.is_dir()) {
-            self.drop_listing(id);
-        }
-    }
-
-    /// A directory that was moved to another one lists another `..`; the kernel keeps readers out until the answer.
-    fn moved(&self, pin: &Pin, parent: u64, name: &[u8]) {
-        if let Ok(Some((node, _))) = self.view.item(pin, parent, name)
-            && node.is_dir()
-        {
-            self.drop_listing(node.id);
-        }
-    }
-
-    fn serve(&self, req: &Request) -> Served<'_> {
-        Served::new(self, req, false, libc::EIO)
-    }
-
-    /// For what takes long for what it does. Waiting for a disk alone does not count: whoever asked alone waits for it too,
-    /// and where somebody else asks meanwhile, the others are let in after a tick.
-    fn serve_slowly(&self, req: &Request) -> Served<'_> {
-        Served::new(self, req, true, libc::EIO)
-    }
-
-    /// For what the kernel asks on its way along a path: it can begin that way again.
-    fn serve_on_the_way(&self, req: &Request) -> Served<'_> {
-        Served::new(self, req, false, libc::ESTALE)
-    }
-
-    fn changing(&self) {
-        self.dirty.store(true, Ordering::Relaxed);
-    }
-
-    fn attr_ttl(&self, id: u64) -> Duration {
-        match self.view.attributes_settle(id) {
-            Settled::Always => KEEP,
-            Settled::Briefly => BRIEFLY,
-            Settled::Never => Duration::ZERO,
-        }
-    }
-
-    fn entry(&self, found: Answer<(Arc<Node>, Attributes)>, reply: ReplyEntry) {
-        match found {
-            Ok((node, attributes)) => reply.entry_with_ttls(
-                &self.attr_ttl(node.id),
-                &KEEP,
-                &attr(&attributes),
-                Generation(node.generation),
-            ),
-            Err(e) => reply.error(errno(e)),
-        }
-    }
-
-    fn attributes(&self, found: Answer<Attributes>, reply: ReplyAttr) {
-        match found {
-            Ok(a) => reply.attr(&self.attr_ttl(a.ino), &attr(&a)),
-            Err(e) => reply.error(errno(e)),
-        }
-    }
-
-    /// The registered file of a handle's inode, registering it if it is the first. `None`: the kernel cannot.
-    /// `wrap` makes fuser's value of its number.
-    fn backing<R>(
-        &self,
-        opened: &Opened,
-        reply: &R,
-        wrap: notify::Wrap<R, BackingId>,
-    ) -> Answer<Option<(u32, Arc<BackingId>)>> {
-        let mut backings = self.backings.lock();
-        let number = match backings.get(&opened.id) {
-            Some(Backing::Ours(number, backing)) => return Ok(Some((*number, backing.clone()))),
-            Some(Backing::Inherited(number)) => *number,
-            None => {
-                let Some(device) = self.device.get() else { return Ok(None) };
-                match BackingId::create_raw(device, self.view.backing(opened.fh)?) {
-                    Ok(number) => number,
-                    Err(e) => {
-                        log::warn!(
-                            "passthrough is not available here ({}); the daemon reads and writes",
-                            crate::error::words(&e)
-                        );
-                        return Ok(None);
-                    }
-                }
-            }
-        };
-        let backing = Arc::new(notify::take_over(wrap, reply, number));
-        backings.insert(opened.id, Backing::Ours(number, backing.clone()));
-        Ok(Some((number, backing)))
-    }
-
-    fn close(&self, fh: u64) -> Answer<()> {
-        if let Some(id) = self.view.release(fh)? {
-            let dropped = {
-                let mut backings = self.backings.lock();
-                // Opened again meanwhile: the inode keeps its registration.
-                if self.view.is_passing(id) { None } else { backings.remove(&id) }
-            };
-            if let (Some(Backing::Inherited(number)), Some(device)) = (&dropped, self.device.get())
-                && let Err(e) = notify::close_backing(device, *number)
-            {
-                log::warn!("ending what an earlier daemon registered: {}", crate::error::words(&e));
-            }
-            drop(dropped);
-        }
-        Ok(())
-    }
-}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -500,14 +258,14 @@ impl Filesystem for Adapter {
         let fh = FileHandle(opened.fh);
         let keep = match opened.way {
             Way::Cached { keep } => keep,
-            Way::Passed => match self.backing(&opened, &reply, ReplyOpen::wrap_backing) {
+            Way::Passed => match self.backings.of(&self.view, &opened, &reply, ReplyOpen::wrap_backing) {
                 Ok(Some((number, backing))) => {
                     self.view.note_open(opened.fh, first(req), Some(number));
                     return reply.opened_passthrough(fh, FopenFlags::empty(), &backing);
                 }
                 Ok(None) => self.view.passthrough_failed(opened.fh).unwrap_or(false),
                 Err(e) => {
-                    let _ = self.close(opened.fh);
+                    let _ = self.backings.close(&self.view, opened.fh);
                     return reply.error(errno(e));
                 }
             },
@@ -535,7 +293,7 @@ impl Filesystem for Adapter {
             Ok((node, attributes, opened)) => {
                 let (fh, generation) = (FileHandle(opened.fh), Generation(node.generation));
                 if matches!(opened.way, Way::Passed) {
-                    match self.backing(&opened, &reply, ReplyCreate::wrap_backing) {
+                    match self.backings.of(&self.view, &opened, &reply, ReplyCreate::wrap_backing) {
                         Ok(Some((number, backing))) => {
                             self.view.note_open(opened.fh, first(req), Some(number));
                             // The lifetime is for entry and attributes alike. The kernel itself drops the
@@ -622,7 +380,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _serving = self.serve(req);
-        empty(self.close(fh.0), reply);
+        empty(self.backings.close(&self.view, fh.0), reply);
     }
 
     fn flush(

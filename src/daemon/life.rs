@@ -218,11 +218,7 @@ pub fn remount(point: &Path, options: &super::MountOptions) -> Result<()> {
 fn detach(point: &Path, lazy: bool) -> Result<()> {
     match sys::unmount(point, lazy) {
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-            let status = Command::new("fusermount3").arg(if lazy { "-uz" } else { "-u" }).arg(point).status();
-            match status {
-                Ok(s) if s.success() => Ok(()),
-                _ => Err(Error::Failed(format!("{} could not be unmounted by fusermount3", point.display()))),
-            }
+            sys::unmount_by_fusermount(point, lazy).at("unmounting", point)
         }
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Error::Failed(format!(
             "{} is in use; end the programs that use it (fuser -vm {0} lists them) or unmount what is mounted beneath it",

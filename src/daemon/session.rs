@@ -319,7 +319,7 @@ pub fn serve(
     }
     let _ = line.notifier.set(session.notifier());
     servers.listen_to(device.try_clone().doing("starting")?);
-    let _ = line.device.set(device.try_clone().doing("starting")?);
+    line.connect(device.try_clone().doing("starting")?);
     let running = Arc::new(Running {
         store: store.clone(),
         desktop,
@@ -435,6 +435,11 @@ pub fn serve(
     result.doing("serving the mount")
 }
 
+/// Unmounts, and detaches what is in use.
+fn unmount_as_user(point: &Path) -> std::io::Result<()> {
+    mount::unmount_by_fusermount(point, false).or_else(|_| mount::unmount_by_fusermount(point, true))
+}
+
 /// An ordinary user's mount, which fusermount3 has attached: it does not outlive a failure of the only process that serves it.
 struct Attached {
     point: PathBuf,
@@ -445,7 +450,7 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         if mount::device_at(&self.point) == Some(self.dev) {
-            mount::unmount_by_fusermount(&self.point);
+            let _ = unmount_as_user(&self.point);
         }
     }
 }
@@ -489,8 +494,8 @@ fn make_session(
         let device = mount::fuse_by_fusermount(point, &fusermount_options(options, source)).map_err(|e| {
             Error::Io(format!("mounting at {} (an ordinary user needs fusermount3)", point.display()), e)
         })?;
-        let session = begin(adapter, &device, acl, config, estate)
-            .inspect_err(|_| mount::unmount_by_fusermount(point))?;
+        let session =
+            begin(adapter, &device, acl, config, estate).inspect_err(|_| drop(unmount_as_user(point)))?;
         return Ok((session, Box::new(|_| Ok(())), device));
     }
     let how = mount::FuseMount {

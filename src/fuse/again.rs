@@ -42,7 +42,7 @@ impl Adapter {
     pub(super) fn close_never_given(&self, req: &Request) {
         if is_again(req) {
             for fh in self.view.never_given(first(req)) {
-                let _ = self.close(fh);
+                let _ = self.backings.close(&self.view, fh);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -93,24 +93,31 @@ pub struct FuseMount {
 pub fn fuse_by_fusermount(point: &Path, options: &str) -> io::Result<OwnedFd> {
     let (ours, theirs) = super::pass::pair()?;
     // It sends the descriptor over the socket whose number the variable names.
-    let done = Command::new("fusermount3")
-        .args(["-o", options, "--"])
-        .arg(point)
-        .env("_FUSE_COMMFD", "0")
-        .stdin(theirs)
-        .output()?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
-        return Err(io::Error::other(if said.is_empty() {
-            format!("fusermount3: {}", done.status)
-        } else {
-            said
-        }));
-    }
+    fusermount(
+        Command::new("fusermount3")
+            .args(["-o", options, "--"])
+            .arg(point)
+            .env("_FUSE_COMMFD", "0")
+            .stdin(theirs),
+    )?;
     match super::pass::receive(&ours)? {
         Some((_, Some(device))) => Ok(device),
         _ => Err(io::Error::other("fusermount3 gave no connection to the kernel")),
     }
+}
+
+/// Unmounts a FUSE mount as who is not root; `lazy` detaches what is in use.
+pub fn unmount_by_fusermount(point: &Path, lazy: bool) -> io::Result<()> {
+    fusermount(Command::new("fusermount3").args([if lazy { "-uz" } else { "-u" }, "--"]).arg(point))
+}
+
+fn fusermount(command: &mut Command) -> io::Result<()> {
+    let done = command.output()?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr).trim().to_string();
+    Err(io::Error::other(if said.is_empty() { format!("fusermount3: {}", done.status) } else { said }))
 }
 
 /// Whether a FUSE device has a request that nobody took yet. Does not wait.
@@ -212,15 +219,6 @@ pub fn device_at(point: &Path) -> Option<(u32, u32)> {
 /// Whether the file system of that device number is mounted at a place, be it beneath others.
 pub fn is_at(point: &Path, dev: (u32, u32)) -> bool {
     table().is_ok_and(|table| table.iter().any(|line| line.point == point && line.dev == dev))
-}
-
-/// Unmounts as who is not root, by `fusermount3`; detaches what is in use.
-pub fn unmount_by_fusermount(point: &Path) {
-    let unmount =
-        |how| Command::new("fusermount3").args([how, "--"]).arg(point).stderr(Stdio::null()).status();
-    if !unmount("-u").is_ok_and(|status| status.success()) {
-        let _ = unmount("-uz");
-    }
 }
 
 /// What is mounted at and beneath `point` does not go on to other places, and can be moved.
