@@ -199,7 +199,8 @@ pub fn status(ui: &Ui, store: &Store, args: &Named) -> Done {
                 Some(m) => {
                     let again = match m.restarts {
                         0 => String::new(),
-                        n => format!(", the {n}. after one that ended"),
+                        1 => ", started again once".into(),
+                        n => format!(", started again {n} times"),
                     };
                     fact("mounted", format!("{} by process {}{again}", m.mountpoint.display(), m.pid))
                 }

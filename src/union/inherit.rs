@@ -57,7 +57,7 @@ const EXECUTES: u32 = 4;
 const DIRECTORY: u32 = 8;
 
 /// An open file or directory, as it is written down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub fh: u64,
     pub id: u64,
@@ -279,16 +279,7 @@ impl View {
     /// The same for a directory.
     pub fn note_dir_open(&self, fh: u64, id: u64, request: u64) {
         if let Some(slots) = self.slots.get() {
-            let slot = Slot {
-                fh,
-                id,
-                request,
-                writes: false,
-                passed: false,
-                executes: false,
-                directory: true,
-                backing: None,
-            };
+            let slot = Slot { fh, id, request, directory: true, ..Slot::default() };
             if let Some(at) = slots.take(slot) {
                 self.listings.note(fh, at, request);
             }
@@ -563,9 +554,8 @@ mod tests {
             request: fh * 100,
             writes: fh.is_multiple_of(2),
             passed: true,
-            executes: false,
-            directory: false,
             backing: (fh == 3).then_some(77),
+            ..Slot::default()
         }
     }
 
